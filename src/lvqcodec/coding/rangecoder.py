@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Range coding of symbols whose probabilities are rows of a stored table.
+
+The bytes are the little-endian 32-bit words of constriction 0.5's RangeEncoder without trailing
+zero bytes: its decoder reads zeros after the end, so these restore themselves. Symbols are coded
+row after row, in ascending row number, within a row in the order given; bits in the order given.
+Only float32 rows with perfect=False are used: other types or settings give other bits.
+An integer beyond its row is the row's escape; after all rows follow, for all escapes of the call,
+the lengths n of the excess + 1 = 1xx..x in binary (n digits x), with probability 2^-(n+1), and
+then the digits x and, last, the sign.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from lvqcodec.coding.tables import Integers, RowTable
+from lvqcodec.errors import StreamError
+
+MAX_INTEGER = 1 << 15
+
+_Categorical = constriction.stream.model.Categorical
+_LENGTHS = _Categorical(0.5 ** np.arange(1, 18, dtype=np.float32), perfect=False)
+_PER_SYMBOL = _Categorical(perfect=False)
+_DIGITS = constriction.stream.model.Uniform()
+_models: WeakKeyDictionary[RowTable, list[Any]] = WeakKeyDictionary()
+
+
+class SymbolEncoder:
+    """Collects symbols; `finish` gives the bytes."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+
+    def encode(self, symbols: Integers, rows: Integers, table: RowTable) -> None:
+        """Append symbols (M,), symbol i by row rows[i]; ValueError if a row has no such symbol."""
+        _check_rows(rows, table)
+        if ((symbols < 0) | (symbols >= table.sizes[rows])).any():
+            raise ValueError("a symbol that its row does not have")
+        order = _by_row(rows)
+        ordered = symbols[order].astype(np.int32)
+        for model, start, end in _runs(rows, table):
+            self._coder.encode(ordered[start:end], model)
+
+    def encode_bits(self, bits: Integers, rows: Integers, table: RowTable) -> None:
+        """Append bits (M,) by rows of two symbols, in the order given: quicker for short calls."""
+        _check_rows(rows, table)
+        if bits.size:
+            self._coder.encode(bits.astype(np.int32), _PER_SYMBOL, table.probs.take(rows, axis=0))
+
+    def encode_integers(self, values: Integers, rows: Integers, table: RowTable) -> None:
+        """Append integers (M,) by rows whose last symbol escapes; ValueError beyond +-2^15."""
+        _check_rows(rows, table)
+        if values.size and max(-int(values.min()), int(values.max())) > MAX_INTEGER:
+            raise ValueError(f"integers from {values.min()} to {values.max()} exceed {MAX_INTEGER}")
+        symbols, last = values + table.offsets[rows], table.sizes[rows] - 1
+        escaped = np.flatnonzero((symbols < 0) | (symbols >= last))
+        below, above = -symbols[escaped], symbols[escaped] - last[escaped] + 1
+        symbols[escaped] = last[escaped]
+        self.encode(symbols, rows, table)
+        if escaped.size:
+            excess = np.maximum(below, above)  # from 1
+            length = np.searchsorted(1 << np.arange(1, 17), excess, side="right")
+            digits = 2 * (excess - (1 << length)) + (below > above)
+            self._coder.encode(length.astype(np.int32), _LENGTHS)
+            self._coder.encode(digits.astype(np.int32), _DIGITS, _ranges(length))
+
+    def finish(self) -> bytes:
+        """All bytes so far; none for symbols that cost nothing."""
+        words = self._coder.get_compressed()
+        return bytes(words.astype("<u4").tobytes()).rstrip(b"\0")
+
+
+class SymbolDecoder:
+    """Mirror of SymbolEncoder: the same calls in the same order; garbage may raise StreamError."""
+
+    def __init__(self, data: bytes) -> None:
+        words = np.frombuffer(data + b"\0" * (-len(data) % 4), "<u4")
+        self._coder = constriction.stream.queue.RangeDecoder(words.astype(np.uint32))
+
+    def decode(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
+        """Symbols (M,) int32, symbol i by row rows[i]; raises StreamError."""
+        _check_rows(rows, table)
+        ordered = np.empty(rows.size, np.int32)
+        for model, start, end in _runs(rows, table):
+            ordered[start:end] = self._read(model, end - start)
+        symbols = np.empty(rows.size, np.int32)
+        symbols[_by_row(rows)] = ordered
+        return symbols
+
+    def decode_bits(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
+        """Bits (M,) int32 by rows of two symbols; raises StreamError."""
+        _check_rows(rows, table)
+        if not rows.size:
+            return np.empty(0, np.int32)
+        return self._read(_PER_SYMBOL, table.probs.take(rows, axis=0))
+
+    def decode_integers(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
+        """Integers (M,) int32 by rows whose last symbol escapes; raises StreamError."""
+        symbols = self.decode(rows, table)
+        values = symbols - table.offsets[rows]
+        escaped = np.flatnonzero(symbols == table.sizes[rows] - 1)
+        if escaped.size:
+            length = self._read(_LENGTHS, escaped.size)
+            digits = self._read(_DIGITS, _ranges(length))
+            excess = (1 << length) + (digits >> 1)
+            below = -excess - table.offsets[rows[escaped]]
+            values[escaped] = np.where(digits & 1, below, values[escaped] + excess - 1)
+            if np.abs(values[escaped]).max() > MAX_INTEGER:
+                raise StreamError(f"an integer beyond {MAX_INTEGER}: the file is damaged")
+        return values
+
+    def _read(self, model: Any, argument: Any) -> NDArray[np.int32]:
+        try:
+            symbols: NDArray[np.int32] = self._coder.decode(model, argument)
+        except Exception as error:  # constriction: AssertionError, on words no encoder writes
+            raise StreamError("words that no encoder writes: the file is damaged") from error
+        return symbols
+
+
+def _check_rows(rows: Integers, table: RowTable) -> None:
+    if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < len(table.sizes):
+        raise ValueError(f"rows {rows.min()} to {rows.max()} of a table of {len(table.sizes)}")
+
+
+def _by_row(rows: Integers) -> NDArray[np.intp]:
+    return np.argsort(rows.astype(np.uint16), kind="stable")  # 16 bits: a radix sort
+
+
+def _runs(rows: Integers, table: RowTable) -> Iterator[tuple[Any, int, int]]:
+    """(model, start, end) of every row in use, in the order of _by_row."""
+    if table not in _models:
+        sized = zip(table.probs, table.sizes.tolist(), strict=True)
+        _models[table] = [_Categorical(probs[:size], perfect=False) for probs, size in sized]
+    models, start = _models[table], 0
+    counts = np.bincount(rows, minlength=1)
+    for row in np.flatnonzero(counts).tolist():
+        end = start + int(counts[row])
+        yield models[row], start, end
+        start = end
+
+
+def _ranges(length: Integers) -> NDArray[np.int32]:
+    """How many values the digits and the sign of an excess take."""
+    return (2 << length).astype(np.int32)

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lvq file format, container version 1.
+
+An lvq file is a header followed by sections; the end of the data ends the file. This text is the
+specification (`docs/FORMAT.md` repeats it); MUST and MAY are meant as in RFC 2119. A u8 is one
+byte, a u32 is four bytes, least significant first. A CRC-32 is that of PNG and zip (polynomial
+0x04C11DB7, reflected), stored as a u32.
+
+A varint is an unsigned LEB128 number: seven bits a byte, least significant first, bit 7 set in
+every byte but the last. It MUST be the shortest form and at most 5 bytes long.
+
+## Header (23 to 27 bytes)
+
+| bytes | field | value |
+|---|---|---|
+| 8 | magic | `8B 4C 56 51 0D 0A 1A 0A`, which no transfer in text mode leaves intact |
+| 1 | container version | u8, 1: how to parse what follows |
+| 1 | stream version | u8, 1: what the bits of the sections mean |
+| 1 | flags | u8, bit 0: the picture is grey (one channel); the other bits MUST be 0 |
+| 1 | quality | u8, 0 to 100: the rate point, from which the decoder derives its steps |
+| 1 | lattice | u8, 0: Z (scalar), 1: E8 |
+| 4 | model | the first 4 bytes of the SHA-256 of the weights file |
+| 1 to 3 | width | varint, 1 to 65535 |
+| 1 to 3 | height | varint, 1 to 65535; width times height MUST NOT exceed 2^28 |
+| 4 | check | CRC-32 of all bytes before it |
+
+## Sections
+
+| bytes | field | value |
+|---|---|---|
+| 1 | kind | u8; bit 7 set: optional |
+| 1 to 5 | length | varint, bytes of the payload |
+| length | payload | as the kind says |
+| 4 | check | CRC-32 of kind, length and payload |
+
+| kind | name | payload |
+|---|---|---|
+| `01` | latents | u32: CRC-32 of the decoded integers; then the bytes of the range coder |
+
+There MUST be exactly one section of kind 01, and no two sections of one kind. A writer MUST put
+the latents last, so that a cut at any byte shows; a reader MUST NOT rely on the order. A reader
+MUST refuse a file with a section of unknown kind, unless that kind is optional: that one it skips,
+after checking it. Every check MUST be made before a picture is shown: what does not match is an
+error, never a picture. The decoded integers and the order they are coded in belong to the stream
+version; their CRC catches weights or arithmetic that differ from the encoder's.
+
+## Versions
+
+A reader MUST refuse container and stream versions that it does not know. The format only grows:
+files that were valid once stay so. New kinds of section need no new version.
+
+| container | stream | since | change |
+|---|---|---|---|
+| 1 | 1 | 0.1 | the first |
+
+## Example
+
+A colour picture of 300 x 2 at quality 50 with the lattice E8 (38 bytes; the range coder wrote
+`AA BB CC DD`):
+
+```
+8B 4C 56 51 0D 0A 1A 0A   magic
+01 01 00 32 01            container 1, stream 1, colour, quality 50, E8
+DE AD BE EF               model
+AC 02 02                  300 x 2
+C3 E5 62 A9               check
+01 08                     latents, 8 bytes
+78 56 34 12               CRC-32 of the decoded integers
+AA BB CC DD               range coder
+1A A8 1B 79               check
+```
+"""
+
+import struct
+import zlib
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+
+from lvqcodec.errors import FormatError
+
+MAGIC = b"\x8bLVQ\r\n\x1a\n"
+CONTAINER_VERSION = 1
+STREAM_VERSION = 1
+SECTION_LATENTS = 0x01
+MAX_SIDE = 65535
+MAX_PIXELS = 2**28
+MAX_HEADER_BYTES = 27
+
+_KNOWN_KINDS = frozenset({SECTION_LATENTS})
+_OPTIONAL = 0x80
+_GREY = 0x01
+_LATTICE_IDS = {"z": 0, "e8": 1}  # on the wire: append only
+_LATTICE_NAMES = {number: name for name, number in _LATTICE_IDS.items()}
+_FIXED = struct.Struct("<8sBBBBB4s")
+_MAX_VARINT = 5
+_AGAIN = "fetch the file again"
+
+# (offset, bytes, name): what is handed in by mistake, to name it in the message
+_LOOKS_LIKE = (
+    (0, b"\x89PNG", "PNG"),
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (8, b"WEBP", "WebP"),
+    (0, b"GIF8", "GIF"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (4, b"ftypavi", "AVIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"JXL ", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"jP  ", "JPEG 2000"),
+    (0, b"BM", "BMP"),
+    (0, b"P5", "PGM"),
+    (0, b"P6", "PPM"),
+    (0, b"qoif", "QOI"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%PDF", "PDF"),
+    (0, b"PK\x03\x04", "zip"),
+    (0, b"\x1f\x8b", "gzip"),
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture; sizes in pixels, `model` the first 4 bytes of the digest."""
+
+    width: int
+    height: int
+    channels: int
+    quality: int
+    lattice: str
+    model: bytes
+    stream_version: int = STREAM_VERSION
+
+    def __post_init__(self) -> None:
+        """Hold to the limits of the format; raises FormatError."""
+        if self.stream_version != STREAM_VERSION:
+            raise FormatError(
+                f"stream version {self.stream_version} is not known, only {STREAM_VERSION} is: "
+                "upgrade lvqcodec"
+            )
+        check_size(self.width, self.height)
+        if self.channels not in (1, 3):
+            raise FormatError(f"a picture has 1 or 3 channels, not {self.channels}")
+        if not 0 <= self.quality <= 100:
+            raise FormatError(f"quality {self.quality} is outside 0..100")
+        if self.lattice not in _LATTICE_IDS:
+            raise FormatError(f"lattice {self.lattice!r} is not one of {', '.join(_LATTICE_IDS)}")
+        if len(self.model) != 4:
+            raise FormatError(f"the model is named by 4 bytes of its digest, not {len(self.model)}")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a file; `kind` 0..255, with bit 7 set a reader may skip it."""
+
+    kind: int
+    payload: bytes
+
+
+def pack(header: Header, sections: Iterable[Section]) -> bytes:
+    """Write a whole file, the latents last; raises FormatError for what no reader may accept."""
+    head = _FIXED.pack(
+        MAGIC,
+        CONTAINER_VERSION,
+        header.stream_version,
+        _GREY if header.channels == 1 else 0,
+        header.quality,
+        _LATTICE_IDS[header.lattice],
+        header.model,
+    )
+    parts = [_checked(head + _to_varint(header.width) + _to_varint(header.height))]
+    seen: set[int] = set()
+    for section in sorted(sections, key=lambda section: section.kind == SECTION_LATENTS):
+        _admit(section.kind, seen)
+        seen.add(section.kind)
+        length = _to_varint(len(section.payload))
+        parts.append(_checked(bytes([section.kind]) + length + section.payload))
+    _require_latents(seen)
+    return b"".join(parts)
+
+
+def unpack(data: bytes) -> tuple[Header, dict[int, bytes]]:
+    """Check a whole file and return its header and the payload of every section by its kind.
+
+    Optional sections of unknown kind are among them. Raises FormatError.
+    """
+    header, at = _parse_header(data)
+    sections: dict[int, bytes] = {}
+    while at < len(data):
+        start, kind = at, data[at]
+        what = "what follows the picture" if SECTION_LATENTS in sections else "the section"
+        what = f"{what} at byte {start}"
+        length, at = _varint(data, start + 1, what)
+        payload = data[at : at + length]
+        at = _check_crc(data, start, at + length, what)
+        _admit(kind, sections)
+        sections[kind] = payload
+    _require_latents(sections)
+    return header, sections
+
+
+def read_header(data: bytes) -> Header:
+    """Return the header of a file of which at least the first MAX_HEADER_BYTES are given.
+
+    The sections are not looked at. Raises FormatError.
+    """
+    return _parse_header(data)[0]
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise FormatError unless a picture of width x height pixels fits the format."""
+    for name, side in (("width", width), ("height", height)):
+        if not 1 <= side <= MAX_SIDE:
+            raise FormatError(f"{name} {side} is outside 1..{MAX_SIDE}")
+    if width * height > MAX_PIXELS:
+        raise FormatError(f"{width} x {height} is more than {MAX_PIXELS} pixels")
+
+
+def looks_like(data: bytes) -> str | None:
+    """Return the name of the well-known format that the first bytes are of, if any."""
+    for offset, signature, name in _LOOKS_LIKE:
+        if data[offset : offset + len(signature)] == signature:
+            return name
+    return None
+
+
+def _parse_header(data: bytes) -> tuple[Header, int]:
+    """Return the header and the offset of the first section."""
+    _check_magic(data)
+    if len(data) > len(MAGIC) and data[len(MAGIC)] != CONTAINER_VERSION:
+        raise FormatError(
+            f"container version {data[len(MAGIC)]} is not known, only {CONTAINER_VERSION} is: "
+            "upgrade lvqcodec"
+        )
+    if len(data) < _FIXED.size:
+        raise FormatError(f"the header is truncated; {_AGAIN}")
+    _, _, stream_version, flags, quality, lattice, model = _FIXED.unpack_from(data)
+    width, at = _varint(data, _FIXED.size, "the header")
+    height, at = _varint(data, at, "the header")
+    at = _check_crc(data, 0, at, "the header")
+    # from here on the bytes are what a writer wrote: what is not known is new
+    if flags & ~_GREY:
+        raise FormatError(f"flags 0x{flags:02x} are not known: upgrade lvqcodec")
+    if lattice not in _LATTICE_NAMES:
+        raise FormatError(f"lattice {lattice} is not known: upgrade lvqcodec")
+    channels = 1 if flags & _GREY else 3
+    name = _LATTICE_NAMES[lattice]
+    return Header(width, height, channels, quality, name, model, stream_version), at
+
+
+def _check_magic(data: bytes) -> None:
+    if data.startswith(MAGIC):
+        return
+    if not data:
+        raise FormatError(f"the file is empty; {_AGAIN}")
+    if MAGIC.startswith(data):
+        raise FormatError(f"the header is truncated; {_AGAIN}")
+    if b"LVQ" in data[:6]:
+        raise FormatError(
+            "the signature of this lvq file is damaged, as by a transfer as text that converts "
+            "line endings; transfer it again in binary mode"
+        )
+    name = looks_like(data)
+    hint = f": it looks like {name}" if name else ""
+    raise FormatError(f"not an lvq file{hint}")
+
+
+def _admit(kind: int, seen: Container[int]) -> None:
+    if kind in seen:
+        raise FormatError(f"there are two sections of kind 0x{kind:02x}")
+    if kind not in _KNOWN_KINDS and not kind & _OPTIONAL:
+        raise FormatError(
+            f"a section of kind 0x{kind:02x} is needed to decode and not known: upgrade lvqcodec"
+        )
+
+
+def _require_latents(seen: Container[int]) -> None:
+    if SECTION_LATENTS not in seen:
+        raise FormatError(f"the file ends before its latents; {_AGAIN}")
+
+
+def _checked(data: bytes) -> bytes:
+    return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+def _check_crc(data: bytes, start: int, end: int, what: str) -> int:
+    """Check data[start:end] against the CRC behind it and return the offset after that."""
+    stored = data[end : end + 4]
+    if len(stored) < 4:
+        raise FormatError(f"{what} is truncated; {_AGAIN}")
+    if zlib.crc32(memoryview(data)[start:end]) != int.from_bytes(stored, "little"):
+        raise FormatError(f"{what} is damaged (CRC-32 differs); {_AGAIN}")
+    return end + 4
+
+
+def _to_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _varint(data: bytes, at: int, what: str) -> tuple[int, int]:
+    """Return the number at an offset and the offset after it."""
+    value = 0
+    for i, byte in enumerate(data[at : at + _MAX_VARINT]):
+        value |= (byte & 0x7F) << 7 * i
+        if byte == 0 and i:
+            raise FormatError(f"{what} has a number that is not in its shortest form")
+        if byte < 0x80:
+            return value, at + i + 1
+    if at + _MAX_VARINT <= len(data):
+        raise FormatError(f"{what} has a number of more than {_MAX_VARINT} bytes")
+    raise FormatError(f"{what} is truncated; {_AGAIN}")

@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The multi-scale progressive probability model (Zhang et al., "Leveraging progressive model and
+overfitting for efficient learned image compression", section III), in exact integer arithmetic.
+
+The h x w latent grid is thinned by 2, `scales` times. The coarsest grid is coded with a factorised
+prior; then, scale by scale, the positions that a scale adds to the coarser one are coded in
+subgroups by their place in a `block`, and within a subgroup first `seeds` groups of channels, one
+after the other, then the rest: scales * subgroups * (seeds + 1) + 1 parallel steps in all.
+
+Only the positions of the step at hand are computed. For each of them
+    known neighbours (3x3 at the spacing of the scale) --per-channel linear predictor--> p
+    compand(neighbours - p), features of the coarser grid, seeds at the position --network--> m, t
+and the latent is expected around p + m (1/16 step) with the scale bin t (1/16 bin). Which neighbours
+are known follows from the order of coding alone (`CodingOrder`): a position that is not decoded yet
+cannot be read, because no index points to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from lvqcodec.config import EntropyConfig
+from lvqcodec.entropy.base import FRACTION, LATENT_LIMIT, NUM_BINS, LatentCoder
+from lvqcodec.errors import ModelMismatch
+from lvqcodec.integer import ACTIVATION_MAX, IntegerLinear, Mode
+from lvqcodec.layers import floor_ste, round_ste
+
+QUALITY_NODES = 6
+_PREDICTOR_ONE = 256
+_PREDICTOR_LIMIT = 2**24 // (LATENT_LIMIT + 1) - 1
+_COMPAND_GAIN = 12.0
+SCALE_MAX = FRACTION * (NUM_BINS - 1)
+
+# Mean corrections leave the network in 1/16 step per 2^-4, scales in 1/16 bin: one unit of the last
+# layer is one step, or eight bins, which keeps both in the range where networks learn well.
+_MEAN_BITS, _SCALE_BITS = 4, 7
+BINS_PER_UNIT = 2 ** (_SCALE_BITS - 4)
+
+
+# --- the order of coding ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """Positions coded in parallel: flat indices (P,), their known neighbours (P, N), their parents (P,)."""
+
+    positions: Tensor
+    neighbours: Tensor
+    parents: Tensor
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale: the coarser grid (Q,), its 3x3 windows (Q, 9) (index Q: outside) and the subgroups."""
+
+    coarse: Tensor
+    windows: Tensor
+    subgroups: tuple[Subgroup, ...]
+
+
+@dataclass(frozen=True)
+class CodingOrder:
+    """The whole order for an h x w grid; index h * w stands for "no such neighbour"."""
+
+    coarsest: Tensor
+    scales: tuple[Scale, ...]
+
+
+def subgroup_places(block: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the (row, column) places of a subgroup block in coding order, coarser places left out.
+
+    Places on both odd rows and odd columns come first, so that later ones have neighbours on all sides.
+    """
+    rows, columns = block
+    places = [(i, j) for i in range(rows) for j in range(columns) if i % 2 or j % 2]
+    rank = {(1, 1): 0, (0, 1): 1, (1, 0): 2}
+    return sorted(places, key=lambda p: (rank[p[0] % 2, p[1] % 2], p))
+
+
+def known_offsets(block: tuple[int, int], subgroup: int) -> list[tuple[int, int]]:
+    """Return the offsets of the 3x3 window that are decoded before `subgroup`, away from borders."""
+    places = subgroup_places(block)
+    row, column = places[subgroup]
+
+    def known(i: int, j: int) -> bool:
+        if i % 2 == 0 and j % 2 == 0:
+            return True
+        return places.index((i % block[0], j % block[1])) < subgroup
+
+    window = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
+    return [(i, j) for i, j in window if known(row + i, column + j)]
+
+
+@lru_cache(maxsize=64)
+def coding_order(height: int, width: int, scales: int, block: tuple[int, int]) -> CodingOrder:
+    """Return the order of coding of an h x w grid (on the CPU)."""
+    grid = torch.arange(height * width).reshape(height, width)
+    nowhere = height * width
+    result = []
+    for scale in range(scales - 1, -1, -1):
+        step = 2**scale
+        fine = grid[::step, ::step]
+        coarse = fine[::2, ::2]
+        subgroups = []
+        places = subgroup_places(block)
+        rank = torch.full((block[0], block[1]), -1)
+        for index, place in enumerate(places):
+            rank[place] = index
+        rows = torch.arange(fine.shape[0])[:, None].expand(fine.shape)
+        columns = torch.arange(fine.shape[1])[None, :].expand(fine.shape)
+        order = rank[rows % block[0], columns % block[1]]
+        for index in range(len(places)):
+            here = order == index
+            i, j = rows[here], columns[here]
+
+            def look(di: int, dj: int, i: Tensor, j: Tensor, index: int) -> Tensor:
+                """Flat index of the neighbour; `nowhere` if outside or not decoded yet."""
+                a, b = i + di, j + dj
+                inside = (a >= 0) & (a < fine.shape[0]) & (b >= 0) & (b < fine.shape[1])
+                a, b = a.clamp(0, fine.shape[0] - 1), b.clamp(0, fine.shape[1] - 1)
+                return torch.where(inside & (order[a, b] < index), fine[a, b], nowhere)
+
+            columns_of_neighbours = []
+            for di, dj in known_offsets(block, index):
+                found = look(di, dj, i, j, index)
+                for mirrored in ((-di, dj), (di, -dj), (-di, -dj)):
+                    # beyond the border of the grid a neighbour's mirror image stands in for it
+                    found = torch.where(found == nowhere, look(*mirrored, i, j, index), found)
+                columns_of_neighbours.append(found)
+            parents = (i // 2) * coarse.shape[1] + j // 2
+            subgroups.append(Subgroup(fine[here], torch.stack(columns_of_neighbours, 1), parents))
+        result.append(Scale(coarse.flatten(), _windows(*coarse.shape), tuple(subgroups)))
+    return CodingOrder(grid[:: 2**scales, :: 2**scales].flatten(), tuple(result))
+
+
+def _windows(height: int, width: int) -> Tensor:
+    """Return the indices (h * w, 9) of every 3x3 window of a grid; h * w where outside."""
+    padded = torch.full((height + 2, width + 2), height * width)
+    padded[1:-1, 1:-1] = torch.arange(height * width).reshape(height, width)
+    views = [padded[i : i + height, j : j + width].flatten() for i in range(3) for j in range(3)]
+    return torch.stack(views, 1)
+
+
+# --- the networks -------------------------------------------------------------------------------
+
+
+class Predictor(nn.Module):
+    """A linear predictor per channel from the known neighbours, weights in units of 1/256."""
+
+    weight_int: Tensor
+
+    def __init__(self, neighbours: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((neighbours, channels), 1.0 / neighbours))
+        self.mode: Mode = "float"
+
+    def forward(self, neighbours: Tensor) -> Tensor:
+        """Map (B, P, N, C) latents to predictions (B, P, C), both in sixteenths of a step."""
+        if self.mode == "float":
+            return (neighbours * self.weight).sum(-2)
+        if self.mode == "simulate":
+            total = (neighbours * round_ste(self.weight * _PREDICTOR_ONE)).sum(-2)
+            return floor_ste(total / _PREDICTOR_ONE + 0.5)
+        total = (neighbours * self.weight_int.to(neighbours.dtype)).sum(-2)
+        return torch.floor((total + _PREDICTOR_ONE // 2) / _PREDICTOR_ONE)
+
+    def freeze(self) -> None:
+        """Turn the weights into integers and switch to exact arithmetic."""
+        weight = torch.round(self.weight.detach() * _PREDICTOR_ONE)
+        self.load_integers(weight)
+
+    def load_integers(self, weight: Tensor) -> None:
+        """Take integer weights (N, C); ModelMismatch if a partial sum could reach 2^24."""
+        reach = int(weight.abs().sum(0).max())
+        if reach > _PREDICTOR_LIMIT:
+            raise ModelMismatch(f"predictor weights sum to {reach}, above {_PREDICTOR_LIMIT}")
+        self.register_buffer("weight_int", weight.to(torch.float32), persistent=False)
+        self.mode = "exact"
+        self.weight = nn.Parameter(self.weight_int / _PREDICTOR_ONE, requires_grad=False)
+
+
+class ResidualLinear(nn.Module):
+    """relu-clipped x + W2 relu(W1 x) on integer activations."""
+
+    def __init__(self, channels: int, window: int = 1) -> None:
+        super().__init__()
+        self.inner = IntegerLinear(window * channels, channels)
+        self.outer = IntegerLinear(channels, channels, low=-ACTIVATION_MAX)
+        self.outer.weight.data.mul_(0.2)
+
+    def forward(self, x: Tensor, context: Tensor, quality: Tensor) -> Tensor:
+        """Add to x (B, P, C) what the network makes of context (B, P, window * C)."""
+        return (x + self.outer(self.inner(context, quality), quality)).clamp(0, ACTIVATION_MAX)
+
+
+class Trunk(nn.Module):
+    """Features of a coarser grid that is wholly known: a small 3x3 residual network."""
+
+    def __init__(self, config: EntropyConfig, channels: int) -> None:
+        super().__init__()
+        self.enter = IntegerLinear(channels, config.trunk, nodes=QUALITY_NODES)
+        self.blocks = nn.ModuleList(ResidualLinear(config.trunk, 9) for _ in range(config.depth))
+
+    def forward(self, x: Tensor, windows: Tensor, quality: Tensor) -> Tensor:
+        """Map companded latents (B, Q, C) to features (B, Q, trunk)."""
+        hidden = self.enter(x, quality)
+        for block in self.blocks:
+            padded = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], 1)
+            hidden = block(hidden, _gather(padded, windows).flatten(2), quality)
+        return hidden
+
+
+class ContextNetwork(nn.Module):
+    """Means and scales of one subgroup, channel group by channel group."""
+
+    def __init__(self, config: EntropyConfig, channels: int, subgroup: int) -> None:
+        super().__init__()
+        neighbours = len(known_offsets(config.block, subgroup))
+        self.predictor = Predictor(neighbours, channels)
+        self.enter = IntegerLinear(
+            neighbours * channels + config.trunk, config.hidden, nodes=QUALITY_NODES
+        )
+        self.blocks = nn.ModuleList(ResidualLinear(config.hidden) for _ in range(config.depth))
+        groups = channel_groups(config, channels)
+        self.seed_inputs = nn.ModuleList(
+            IntegerLinear(group.start, config.hidden, low=-ACTIVATION_MAX) for group in groups[1:]
+        )
+        self.heads = nn.ModuleList(_head(config.hidden, g.stop - g.start) for g in groups)
+
+
+def _head(channels_in: int, channels: int) -> IntegerLinear:
+    """The layer that gives means and scales: (mean corrections, scales) side by side."""
+    head = IntegerLinear(
+        channels_in,
+        2 * channels,
+        out_bits=[_MEAN_BITS] * channels + [_SCALE_BITS] * channels,
+        low=-4096,
+        high=4096,
+        nodes=QUALITY_NODES,
+    )
+    nn.init.zeros_(head.weight)
+    return head
+
+
+def channel_groups(config: EntropyConfig, channels: int) -> list[slice]:
+    """Return the channel groups in coding order: the seed groups, then the rest."""
+    edges = [min(i * config.seed_channels, channels) for i in range(config.seeds + 1)] + [channels]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    """Pick rows of x (B, R, C) by an index (P, N): (B, P, N, C)."""
+    picked = x.index_select(1, index.flatten())
+    return picked.unflatten(1, index.shape)
+
+
+class MultiScaleProgressive(nn.Module):
+    """The probability model: `code` walks the order of coding, for every kind of coder alike."""
+
+    compand_table: Tensor
+
+    def __init__(self, config: EntropyConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = channels
+        self.mode: Mode = "float"
+        self.prior = _head(1, channels)
+        # the finest scale holds three quarters of the latents and has networks of its own
+        sets = min(config.scales, 2)
+        subgroups = len(subgroup_places(config.block))
+        self.trunks = nn.ModuleList(Trunk(config, channels) for _ in range(sets))
+        self.networks = nn.ModuleList(
+            nn.ModuleList(ContextNetwork(config, channels, k) for k in range(subgroups))
+            for _ in range(sets)
+        )
+        self.register_buffer("compand_table", compand_table(), persistent=False)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of parallel steps (paper: 10, 28 and 121 for baseline, normal and extra)."""
+        subgroups = len(subgroup_places(self.config.block))
+        return self.config.scales * subgroups * (self.config.seeds + 1) + 1
+
+    def layers(self) -> Iterator[tuple[str, IntegerLinear | Predictor]]:
+        """Every layer with arithmetic of its own, by name."""
+        for name, module in self.named_modules():
+            if isinstance(module, IntegerLinear | Predictor):
+                yield name, module
+
+    def set_mode(self, mode: Mode) -> None:
+        """Switch every layer to float, simulated or (once frozen) exact arithmetic."""
+        self.mode = mode
+        for _, layer in self.layers():
+            layer.mode = mode
+
+    def freeze(self) -> None:
+        """Make every layer exact, proving its bound; ModelMismatch if one does not hold."""
+        for _, layer in self.layers():
+            layer.freeze()
+        self.mode = "exact"
+
+    def to_integers(self) -> dict[str, Tensor]:
+        """The integers of a frozen model by name, in the smallest types that hold them."""
+        arrays: dict[str, Tensor] = {}
+        for name, layer in self.layers():
+            arrays[f"{name}.weight"] = layer.weight_int.to(torch.int16)
+            if isinstance(layer, IntegerLinear):
+                arrays[f"{name}.bias"] = layer.bias_int.to(torch.int32)
+                arrays[f"{name}.exponent"] = layer.exponent.to(torch.int8)
+        return arrays
+
+    def load_integers(self, arrays: Mapping[str, Tensor]) -> None:
+        """Reverse of `to_integers`: proves every bound again; ModelMismatch if anything is amiss."""
+        wanted: set[str] = set()
+        for name, layer in self.layers():
+            parts = (
+                ("weight", "bias", "exponent") if isinstance(layer, IntegerLinear) else ("weight",)
+            )
+            names = [f"{name}.{part}" for part in parts]
+            missing = [n for n in names if n not in arrays]
+            if missing:
+                raise ModelMismatch(f"the weights lack {missing[0]!r}; install them again")
+            tensors = [arrays[n] for n in names]
+            if tensors[0].shape != layer.weight.shape:
+                raise ModelMismatch(
+                    f"{names[0]} is of shape {tuple(tensors[0].shape)}, not {tuple(layer.weight.shape)}"
+                )
+            layer.load_integers(*tensors)
+            wanted.update(names)
+        unknown = sorted(set(arrays) - wanted)
+        if unknown:
+            raise ModelMismatch(f"the weights hold an unknown {unknown[0]!r}; upgrade lvqcodec")
+        self.mode = "exact"
+
+    def compand(self, x: Tensor) -> Tensor:
+        """Map sixteenths of a step to activations: 12 log2(1 + |x| / 16) with the sign of x."""
+        if self.mode == "exact":
+            index = x.abs().clamp(max=2 * LATENT_LIMIT).to(torch.int64)
+            return self.compand_table.to(x.dtype)[index] * x.sign()
+        out = torch.log2(1 + x.abs() / FRACTION) * _COMPAND_GAIN * x.sign()
+        return round_ste(out) if self.mode == "simulate" else out
+
+    def code(self, coder: LatentCoder, height: int, width: int, quality: Tensor) -> Tensor:
+        """Walk all steps of an h x w grid with `coder`; return the latents (B, h * w, C).
+
+        quality: (B,) in 0..100 (in exact mode one integer quality for the batch). Latents are in
+        sixteenths of a step; in exact mode all values are integers.
+        """
+        device = quality.device
+        carrier = quality.dtype
+        order = _order_on(height, width, self.config.scales, self.config.block, str(device))
+        groups = channel_groups(self.config, self.channels)
+        batch = quality.shape[0]
+        y = torch.zeros(batch, height * width + 1, self.channels, dtype=carrier, device=device)
+
+        nothing = torch.zeros(batch, order.coarsest.shape[0], 1, dtype=carrier, device=device)
+        mean, scale = self._split(self.prior(nothing, quality))
+        # the factorised prior is one parallel step, whatever the channel groups
+        y[:, order.coarsest] = coder(order.coarsest, slice(0, self.channels), mean, scale)
+
+        for depth, scale_order in enumerate(order.scales):
+            which = 0 if depth == len(order.scales) - 1 else len(self.trunks) - 1
+            seen = self._clip(y.index_select(1, scale_order.coarse))
+            features = self.trunks[which](self.compand(seen), scale_order.windows, quality)
+            for subgroup, network in zip(scale_order.subgroups, self.networks[which], strict=True):
+                if subgroup.positions.shape[0] == 0:
+                    continue
+                neighbours = self._clip(_gather(y, subgroup.neighbours))
+                predicted = network.predictor(neighbours)
+                around = self.compand(neighbours - predicted[:, :, None]).flatten(2)
+                parents = features.index_select(1, subgroup.parents)
+                hidden = network.enter(torch.cat([around, parents], 2), quality)
+                for block in network.blocks:
+                    hidden = block(hidden, hidden, quality)
+                for index, group in enumerate(groups):
+                    state = hidden
+                    if index > 0:
+                        coded = self._clip(y[:, subgroup.positions, : group.start])
+                        coded = self.compand(coded - predicted[:, :, : group.start])
+                        seed = network.seed_inputs[index - 1](coded, quality)
+                        state = (hidden + seed).clamp(0, ACTIVATION_MAX)
+                    mean, scale = self._split(network.heads[index](state, quality))
+                    mean = predicted[:, :, group] + mean
+                    y[:, subgroup.positions, group] = coder(subgroup.positions, group, mean, scale)
+        return y[:, :-1]
+
+    def _clip(self, y: Tensor) -> Tensor:
+        return y.clamp(-LATENT_LIMIT, LATENT_LIMIT)
+
+    def _split(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        mean, scale = out.chunk(2, dim=2)
+        return mean, scale.clamp(0, SCALE_MAX)
+
+
+def compand_table() -> Tensor:
+    """Return the companded value of every |x| in 0..2 * LATENT_LIMIT, as integers.
+
+    The table is fixed by integers: entry n is the largest v with 2^(v - 1/2) <= (1 + n/16)^12,
+    compared in exact integer arithmetic, so that it is the same on every machine.
+    """
+    values = []
+    value = 0
+    for n in range(2 * LATENT_LIMIT + 1):
+        # 2^(2v+1) * 16^24 <= (16 + n)^24  <=>  v + 1/2 <= 12 log2(1 + n/16)
+        power = (FRACTION + n) ** 24
+        while (1 << (2 * value + 1)) * FRACTION**24 <= power:
+            value += 1
+        values.append(value)
+    return torch.tensor(values, dtype=torch.float32)
+
+
+@lru_cache(maxsize=64)
+def _order_on(
+    height: int, width: int, scales: int, block: tuple[int, int], device: str
+) -> CodingOrder:
+    order = coding_order(height, width, scales, block)
+    if device == "cpu":
+        return order
+    return CodingOrder(
+        order.coarsest.to(device),
+        tuple(
+            Scale(
+                s.coarse.to(device),
+                s.windows.to(device),
+                tuple(
+                    Subgroup(g.positions.to(device), g.neighbours.to(device), g.parents.to(device))
+                    for g in s.subgroups
+                ),
+            )
+            for s in order.scales
+        ),
+    )

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact integer arithmetic for the context networks, carried in floating point.
+
+Activations are integers (a real value a is stored as a * 2^fraction), weights are integers with a
+power-of-two exponent per output channel. A sum of integers in float32 is exact in ANY order while
+every partial sum stays below 2^24 (float64: 2^53); `IntegerLinear.freeze` proves that bound from
+the sum of |w| and the largest activation, so the result is the same on every machine, with every
+number of threads and on every device. Requantisation is a floor after a division by a power of two.
+
+The same layer trains in float (`mode = "float"`), trains with the integer arithmetic simulated and
+straight-through gradients (`"simulate"`), and runs frozen (`"exact"`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lvqcodec.errors import ModelMismatch
+from lvqcodec.layers import QualityTable, floor_ste, round_ste
+
+Mode = Literal["float", "simulate", "exact"]
+
+FRACTION_BITS = 5
+"""Hidden activations are integers in units of 2^-5."""
+
+ACTIVATION_MAX = 255
+"""Largest hidden activation (a ReLU clipped at 255/32)."""
+
+_MAX_EXPONENT = 14
+_WEIGHT_MAX = 32767
+_BOUND = {torch.float32: 2**24, torch.float64: 2**53}
+
+
+def exact_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x @ weight.T for integer-valued tensors whose bound was proved; never in TF32 or bf16."""
+    if x.is_cuda:
+        # cuBLAS may round float32 products to TF32 when a caller has allowed it globally
+        return F.linear(x.double(), weight.double()).to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x, weight)
+
+
+class IntegerLinear(nn.Module):
+    """A linear layer on integer activations, with a bias that depends on the quality.
+
+    `out_bits` fraction bits of the outputs; `low`, `high` the clip range of the integer outputs;
+    `nodes` quality nodes of the bias. Inputs are integers with |x| <= ACTIVATION_MAX in units of 2^-FRACTION_BITS.
+    """
+
+    weight_int: Tensor
+    bias_int: Tensor
+    exponent: Tensor
+    out_bits: Tensor
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        out_bits: int | list[int] = FRACTION_BITS,
+        low: int = 0,
+        high: int = ACTIVATION_MAX,
+        nodes: int = 1,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels_out, channels_in))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        self.bias = QualityTable(nodes, channels_out)
+        bits = [out_bits] * channels_out if isinstance(out_bits, int) else out_bits
+        self.register_buffer("out_bits", torch.tensor(bits, dtype=torch.float32), persistent=False)
+        self.low, self.high = low, high
+        self.mode: Mode = "float"
+
+    # --- training ---------------------------------------------------------------------------
+
+    def _exponents(self) -> Tensor:
+        """Largest exponent per output channel for which the float32 bound surely holds."""
+        with torch.no_grad():
+            reach = ACTIVATION_MAX * self.weight.abs().sum(1)
+            reach = reach + self.bias.rows.abs().amax(0) * 2.0**FRACTION_BITS + 1e-9
+            # rounding adds at most half a unit per weight; half a unit of output is added for rounding
+            spare = 2.0**24 - ACTIVATION_MAX * 0.5 * self.weight.shape[1] - 2.0**20
+            by_sum = torch.floor(torch.log2(spare / reach))
+            by_weight = torch.floor(torch.log2(_WEIGHT_MAX / (self.weight.abs().amax(1) + 1e-9)))
+            return torch.minimum(by_sum, by_weight).clamp(0, _MAX_EXPONENT)
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        """Map activations (B, P, in) and qualities (B,) to activations (B, P, out)."""
+        if self.mode == "exact":
+            return self._exact(x, int(quality[0]))
+        out_bits = self.out_bits
+        bias = self.bias(quality)[:, None, :]
+        if self.mode == "float":
+            out = F.linear(x, self.weight * 2.0**-FRACTION_BITS) + bias
+            return (out * torch.exp2(out_bits)).clamp(self.low, self.high)
+        exponent = self._exponents()
+        scale = torch.exp2(exponent)
+        weight = round_ste(self.weight * scale[:, None])
+        total = F.linear(x, weight) + round_ste(bias * (scale * 2.0**FRACTION_BITS))
+        out = total * torch.exp2(out_bits - exponent - FRACTION_BITS) + 0.5
+        return floor_ste(out).clamp(self.low, self.high)
+
+    # --- frozen -----------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Turn the trained weights into integers, prove the bound and switch to exact arithmetic."""
+        with torch.no_grad():
+            exponent = self._exponents()
+            scale = torch.exp2(exponent)
+            weight = torch.round(self.weight * scale[:, None])
+            bias = torch.round(self.bias.rows * (scale * 2.0**FRACTION_BITS))
+        self.load_integers(weight, bias, exponent)
+
+    def load_integers(self, weight: Tensor, bias: Tensor, exponent: Tensor) -> None:
+        """Take integer weights (out, in), bias nodes (nodes, out) and exponents (out,); prove the bound.
+
+        Raises ModelMismatch if a partial sum could reach 2^24.
+        """
+        self.register_buffer("weight_int", weight.to(torch.float32), persistent=False)
+        self.register_buffer("bias_int", bias.to(torch.int64), persistent=False)
+        self.register_buffer("exponent", exponent.to(torch.float32), persistent=False)
+        shift = self.exponent + FRACTION_BITS - self.out_bits
+        if bool((shift < 1).any()):
+            raise ModelMismatch(
+                f"an integer layer has a shift of {int(shift.min())}; it must be >= 1"
+            )
+        if self.bound() >= _BOUND[torch.float32]:
+            raise ModelMismatch(
+                f"an integer layer may reach {self.bound()}, not below 2^24; export the weights again"
+            )
+        self.mode = "exact"
+        # the float twin of the integers: what gradients see when latents are optimised
+        scale = torch.exp2(self.exponent)
+        self.weight = nn.Parameter(self.weight_int / scale[:, None], requires_grad=False)
+        rows = self.bias_int.float() / (scale * 2.0**FRACTION_BITS)
+        self.bias.rows = nn.Parameter(rows, requires_grad=False)
+
+    def bound(self) -> int:
+        """Largest absolute value that any partial sum can take, whatever the order of summation."""
+        shift = self.exponent + FRACTION_BITS - self.out_bits
+        reach = self.weight_int.double().abs().sum(1) * ACTIVATION_MAX
+        reach = reach + self.bias_int.abs().amax(0).double() + torch.exp2(shift - 1).double()
+        return int(reach.max())
+
+    def _exact(self, x: Tensor, quality: int) -> Tensor:
+        bias = interpolate(self.bias_int, quality).to(x.dtype)
+        shift = self.exponent + FRACTION_BITS - self.out_bits
+        total = exact_linear(x, self.weight_int.to(x.dtype)) + (bias + torch.exp2(shift - 1))
+        out: Tensor = torch.floor(total * torch.exp2(-shift)).clamp(self.low, self.high)
+        return out
+
+
+def interpolate(nodes: Tensor, quality: int) -> Tensor:
+    """Interpolate integer rows (nodes, dim) at an integer quality 0..100, rounding down: (dim,)."""
+    last = nodes.shape[0] - 1
+    if last == 0:
+        return nodes[0]
+    low = min(quality * last // 100, last - 1)
+    share = quality * last - 100 * low
+    return torch.div(
+        nodes[low] * (100 - share) + nodes[low + 1] * share, 100, rounding_mode="floor"
+    )

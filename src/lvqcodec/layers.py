@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building blocks shared by the axes: straight-through rounding, tables over quality, residual blocks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to the nearest integer; the gradient passes straight through (Bengio et al., 2013)."""
+    return x + (torch.round(x) - x).detach()
+
+
+def floor_ste(x: Tensor) -> Tensor:
+    """Round down; the gradient passes straight through."""
+    return x + (torch.floor(x) - x).detach()
+
+
+class QualityTable(nn.Module):
+    """A vector per quality: `nodes` learned rows at evenly spaced qualities, linear in between."""
+
+    def __init__(self, nodes: int, dim: int, *, value: float = 0.0) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.full((nodes, dim), value))
+
+    def forward(self, quality: Tensor) -> Tensor:
+        """Map qualities (B,) in [0, 100] to rows (B, dim)."""
+        last = self.rows.shape[0] - 1
+        if last == 0:
+            return self.rows.expand(quality.shape[0], -1)
+        position = quality * (last / 100)
+        low = position.floor().clamp(max=last - 1)
+        share = (position - low)[:, None].to(self.rows.dtype)
+        index = low.long()
+        return self.rows[index] * (1 - share) + self.rows[index + 1] * share
+
+
+class ResidualBlock(nn.Module):
+    """x + gain(q) * conv3x3(leaky_relu(conv3x3(x) + bias(q))), both 3x3 dense at constant width."""
+
+    def __init__(self, channels: int, *, nodes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bias = QualityTable(nodes, channels)
+        self.gain = QualityTable(nodes, channels, value=1.0)
+        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(self.conv2.weight, nonlinearity="relu")
+        # a chain of blocks starts near the identity: the variance does not grow with depth
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+        self.conv2.weight.data.mul_(0.2)
+
+    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        """Map (B, C, H, W) and qualities (B,) to (B, C, H, W)."""
+        hidden = self.conv1(x) + self.bias(quality)[:, :, None, None]
+        hidden = F.leaky_relu(hidden, 0.1)
+        out: Tensor = x + self.conv2(hidden) * self.gain(quality)[:, :, None, None]
+        return out

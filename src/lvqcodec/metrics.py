@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How near two pictures are, and how far apart two rate-distortion curves (numpy).
+
+Two measures need packages that coding does not, the extra `lvqcodec[eval]`, imported on use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lvqcodec.errors import UsageError
+
+MS_SSIM_MIN_SIDE = 161  # five scales of an 11-tap window: 10 * 2^4 + 1 pixels
+Picture = NDArray[np.uint8]
+
+
+def extra(module: str) -> Any:
+    """Import a module of the `eval` extra; UsageError with the remedy where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"evaluation needs the package `{module.split('.')[0]}`, which cannot be imported "
+            f"({error}): run `pip install 'lvqcodec[eval]'`"
+        ) from error
+
+
+def mse(a: Picture, b: Picture) -> float:
+    """Mean squared error of two uint8 pictures of one shape, over all samples, in squared steps."""
+    if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
+        raise UsageError(
+            f"cannot compare a {a.shape} {a.dtype} picture with a {b.shape} {b.dtype} one: "
+            "give two uint8 arrays of one shape"
+        )
+    # Integers until the last division: exact at any size.
+    difference = a.astype(np.int32) - b
+    return int(np.sum(difference * difference, dtype=np.int64)) / a.size
+
+
+def psnr(a: Picture, b: Picture) -> float:
+    """10 log10(255^2 / MSE) in dB, MSE over all channels together; inf for identical pictures."""
+    error = mse(a, b)
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def bpp(num_bytes: int, width: int, height: int) -> float:
+    """Bits per pixel of a file of `num_bytes` bytes that holds a width x height picture."""
+    return 8 * num_bytes / (width * height)
+
+
+def ms_ssim(a: Picture, b: Picture) -> float | None:
+    """Multi-scale SSIM in 0..1 (Wang et al., 2003), mean over channels; None below 161 pixels."""
+    measure = extra("pytorch_msssim").ms_ssim
+    if min(a.shape[:2]) < MS_SSIM_MIN_SIDE:
+        return None
+    import torch
+
+    x, y = (
+        torch.from_numpy(np.array(p, np.float32).reshape(*p.shape[:2], -1)).permute(2, 0, 1)[None]
+        for p in (a, b)
+    )
+    return float(measure(x, y, data_range=255))
+
+
+def bd_rate(
+    rate_anchor: Sequence[float],
+    psnr_anchor: Sequence[float],
+    rate_test: Sequence[float],
+    psnr_test: Sequence[float],
+) -> float | None:
+    """Mean rate of the test curve over the anchor's at one PSNR, in percent; negative is better.
+
+    Bjontegaard (2001, VCEG-M33): log-rate is interpolated over PSNR (PCHIP) and averaged over the
+    PSNR range that both curves cover (`common_range`). Rates in any unit, points in any order.
+    None where that has no meaning: the curves share no range, or one of them has fewer than two
+    points or is not strictly rising and finite.
+    """
+    bjontegaard = extra("bjontegaard")
+    if common_range(rate_anchor, psnr_anchor, rate_test, psnr_test) is None:
+        return None
+    curves = (*_rising(rate_anchor, psnr_anchor), *_rising(rate_test, psnr_test))
+    # Its own checks are off: point counts may differ, and the overlap is the caller's to judge.
+    percent = bjontegaard.bd_rate(
+        *curves, method="pchip", require_matching_points=False, min_overlap=0
+    )
+    return float(percent)
+
+
+def common_range(
+    rate_anchor: Sequence[float],
+    psnr_anchor: Sequence[float],
+    rate_test: Sequence[float],
+    psnr_test: Sequence[float],
+) -> tuple[float, float] | None:
+    """Lowest and highest PSNR (dB) that both curves cover; None where `bd_rate` has no meaning."""
+    anchor, test = _rising(rate_anchor, psnr_anchor)[1], _rising(rate_test, psnr_test)[1]
+    if not (anchor.size and test.size):
+        return None
+    low, high = max(anchor[0], test[0]), min(anchor[-1], test[-1])
+    return (float(low), float(high)) if low < high else None
+
+
+def _rising(rate: Sequence[float], psnr: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The points in order of rate, or none where they are no strictly rising, finite curve."""
+    if len(rate) != len(psnr):
+        raise UsageError(f"a curve of {len(rate)} rates and {len(psnr)} PSNRs: give one for one")
+    points = np.array(sorted(zip(rate, psnr, strict=True)), np.float64).reshape(-1, 2)
+    usable = (
+        len(points) >= 2
+        and bool(np.isfinite(points).all())
+        and points[0, 0] > 0
+        and bool((np.diff(points, axis=0) > 0).all())
+    )
+    rates, psnrs = (points if usable else points[:0]).T
+    return rates, psnrs

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One codec: a transform, steps and an entropy model, composed here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lvqcodec.config import CodecConfig
+from lvqcodec.entropy import ENTROPY_MODELS
+from lvqcodec.entropy.base import FRACTION, SIGMAS
+from lvqcodec.layers import QualityTable
+from lvqcodec.quantizer import Quantizer
+from lvqcodec.transforms import TRANSFORMS
+
+if TYPE_CHECKING:
+    from lvqcodec.coding.tables import CodingTables
+
+STEP_NODES = 6
+
+
+class RateOutput(NamedTuple):
+    """Estimated bits (B,) and quantised latents (B, h * w, C) in sixteenths of a step."""
+
+    bits: Tensor
+    y_hat: Tensor
+
+
+class ForwardOutput(NamedTuple):
+    """Pictures x_hat (B, 3, H, W), estimated bits (B,), latents y_hat as in `RateOutput`."""
+
+    x_hat: Tensor
+    bits: Tensor
+    y_hat: Tensor
+
+
+class CodecModel(nn.Module):
+    """Pictures <-> latents in sixteenths of a step, and the probability model of the latents.
+
+    `tables` are the stored probability rows that the coder uses; a model in training has none yet.
+    """
+
+    def __init__(self, config: CodecConfig, tables: CodingTables | None = None) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.transform.latent_channels
+        self.transform = TRANSFORMS[config.transform.name](config.transform)
+        self.entropy = ENTROPY_MODELS[config.entropy.name](config.entropy, channels)
+        self.log_step = QualityTable(STEP_NODES, channels)
+        self.tables = tables
+        with torch.no_grad():
+            for node in range(STEP_NODES):
+                quality = 100 * node / (STEP_NODES - 1)
+                self.log_step.rows[node] = math.log(theoretical_step(config.lmbda(quality)))
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent position and direction."""
+        return self.transform.stride
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size of the latent grid of a picture."""
+        return -(-height // self.stride), -(-width // self.stride)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Repeat the last row and column of (B, 3, H, W) up to multiples of the stride."""
+        height, width = x.shape[-2:]
+        rows, columns = self.grid(height, width)
+        return F.pad(
+            x, (0, columns * self.stride - width, 0, rows * self.stride - height), "replicate"
+        )
+
+    def analysis(self, x: Tensor, quality: Tensor) -> Tensor:
+        """Map padded pictures (B, 3, H, W) in [0, 1] to latents (B, h * w, C), sixteenths of a step."""
+        y = self.transform.analysis(x, quality).float()
+        step = torch.exp(self.log_step(quality))[:, None, :]
+        return y.flatten(2).transpose(1, 2) * (FRACTION / step)
+
+    def synthesis(self, y_hat: Tensor, grid: tuple[int, int], quality: Tensor) -> Tensor:
+        """Map latents (B, h * w, C), sixteenths of a step, to pictures (B, 3, 16 h, 16 w), not clamped."""
+        step = torch.exp(self.log_step(quality))[:, None, :]
+        y = (y_hat * (step / FRACTION)).transpose(1, 2).unflatten(2, grid)
+        return self.transform.synthesis(y, quality)
+
+    def rate(self, x: Tensor, quality: Tensor) -> RateOutput:
+        """Quantise pictures (B, 3, H, W), H and W multiples of the stride, and estimate their bits."""
+        y = self.analysis(x, quality)
+        grid = x.shape[-2] // self.stride, x.shape[-1] // self.stride
+        estimator = RateEstimator(y)
+        with torch.autocast(x.device.type, enabled=False):
+            y_hat = self.entropy.code(estimator, *grid, quality.float())
+        return RateOutput(estimator.bits, y_hat)
+
+    def forward(self, x: Tensor, quality: Tensor) -> ForwardOutput:
+        """Code pictures (B, 3, H, W), H and W multiples of the stride, without a bitstream."""
+        bits, y_hat = self.rate(x, quality)
+        grid = x.shape[-2] // self.stride, x.shape[-1] // self.stride
+        return ForwardOutput(self.synthesis(y_hat, grid, quality), bits, y_hat)
+
+
+class RateEstimator:
+    """A coder that writes nothing: rounds `target` (B, h * w, C) and sums the estimated bits (B,).
+
+    The value and the gradient of the scales are those of the rounded residual, as it will be coded;
+    the gradient of means and latents is taken at the residual itself, where it is smooth.
+    """
+
+    def __init__(self, target: Tensor) -> None:
+        self._target = target
+        self.bits = target.new_zeros(target.shape[0])
+
+    def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
+        """See `entropy.base.LatentCoder`; the latents pass straight through the rounding."""
+        target = self._target[:, positions, channels]
+        residual = (target - mean) / FRACTION
+        rounded = torch.round(residual.detach())
+        sigma = bin_sigma(scale)
+        bits = logistic_bits(rounded, sigma)
+        smooth = logistic_bits(residual, sigma.detach())
+        self.bits = self.bits + (bits + smooth - smooth.detach()).sum((1, 2))
+        return target + (mean + FRACTION * rounded - target).detach()
+
+
+class LatentQuantizer:
+    """A coder that quantises `target` (1, h * w, C) to the lattice, in exact mode, for a `sink`.
+
+    The sink gets the coordinates j, the bins and the residuals of every parallel step, all of
+    shape (P * c,) in coding order: position by position, channel by channel.
+    """
+
+    def __init__(
+        self,
+        target: Tensor,
+        quantizer: Quantizer,
+        sink: Callable[[Tensor, Tensor, Tensor], None],
+    ) -> None:
+        self._target, self._quantizer, self._sink = target, quantizer, sink
+
+    def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
+        """See `entropy.base.LatentCoder`."""
+        bins = nearest_bin(scale).flatten()
+        residual = ((self._target[:, positions, channels] - mean) / FRACTION).flatten()
+        j = self._quantizer.choose(residual, bins)
+        self._sink(j, bins, residual)
+        return mean + self._quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)
+
+
+def nearest_bin(scale: Tensor) -> Tensor:
+    """Map integer scales in sixteenths of a bin to bins, exactly."""
+    return torch.floor((scale + FRACTION // 2) / FRACTION).to(torch.int64)
+
+
+def bin_sigma(scale: Tensor) -> Tensor:
+    """Map scales in sixteenths of a bin to standard deviations in steps."""
+    span = math.log(SIGMAS[1] / SIGMAS[0]) / FRACTION
+    return float(SIGMAS[0]) * torch.exp(scale * span)
+
+
+def logistic_bits(residual: Tensor, sigma: Tensor) -> Tensor:
+    """Bits of a unit cell around `residual` under a logistic density of standard deviation `sigma`.
+
+    -log2(F(r + 1/2) - F(r - 1/2)) in the closed form softplus + softplus - log(1 - exp(-1/s)),
+    which loses no digits in the tails.
+    """
+    inverse = (math.pi / math.sqrt(3)) / sigma
+    magnitude = residual.abs()
+    tails = F.softplus((magnitude - 0.5) * inverse) + F.softplus(-(magnitude + 0.5) * inverse)
+    return (tails - torch.log(-torch.expm1(-inverse))) * (1 / math.log(2))
+
+
+def theoretical_step(lmbda: float) -> float:
+    """Return the step that minimises bpp + lmbda 255^2 MSE at high rate for an orthonormal transform.
+
+    One bit buys 6.02 dB: dD/dR = -2 ln 2 step^2 / 12 per latent, and MSE averages over 3 samples a
+    pixel: step^2 = 36 / (2 ln 2 lmbda 255^2).
+    """
+    return math.sqrt(36 / (2 * math.log(2) * lmbda * 255**2))

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a training run to an installable model: integers, fitted tables, a last polish, weights, card."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lvqcodec import __version__
+from lvqcodec.coding.tables import CodingTables, Histograms, fit_tables, parametric_tables
+from lvqcodec.imageio import atomic_write
+from lvqcodec.model import CodecModel, LatentQuantizer
+from lvqcodec.quantizer import Quantizer
+from lvqcodec.training.data import CropSampler, load_pictures
+from lvqcodec.training.loop import Trainer, choose_device, group_of, say
+from lvqcodec.training.recipe import Recipe
+from lvqcodec.weights import pack_weights
+
+_CROP = 256
+_FIT_CROPS = 202  # two for each quality
+_FIT_ROUNDS = 3  # the choice depends on the tables and the tables on the choice
+
+
+def export(
+    run_dir: str | Path,
+    *,
+    name: str,
+    out: str | Path = "models",
+    data: Sequence[str | Path] = (),
+    minutes: float = 0.0,
+    device: str = "auto",
+) -> Path:
+    """Write `out`/`name`.safetensors and its card from the averaged weights of a run.
+
+    `data` (folders or tar files) is what the probability rows are fitted on; without it they stay
+    those of a logistic distribution. `minutes` > 0 then trains g_s alone on truly quantised latents.
+    Returns the path of the weights.
+    """
+    where = torch.device(choose_device(device))
+    folder, target = Path(run_dir), Path(out)
+    recipe = Recipe.load(folder / "recipe.toml")
+    trainer = Trainer(recipe, where)
+    trainer.load(folder)
+    model = trainer.average
+    model.entropy.freeze()
+    model.tables = parametric_tables()
+    if data:
+        sampler = CropSampler(load_pictures(data), device=where)
+        generator = torch.Generator().manual_seed(recipe.seed + 1)
+        crops = sampler.sample(_FIT_CROPS, _CROP, generator)
+        for index in range(_FIT_ROUNDS):
+            model.tables, bpp = _fit(model, crops)
+            say(f"tables {index + 1}/{_FIT_ROUNDS}: {bpp:.4f} bpp before this fit")
+        if minutes > 0:
+            polish(model, sampler, generator, minutes=minutes)
+    target.mkdir(parents=True, exist_ok=True)
+    weights = pack_weights(model)
+    path = target / f"{name}.safetensors"
+    atomic_write(path, weights)
+    card = _card(name, hashlib.sha256(weights).hexdigest(), recipe, trainer, minutes)
+    atomic_write(path.with_suffix(".toml"), card.encode())
+    say(f"{path}: {len(weights) / 2**20:.1f} MiB")
+    return path
+
+
+Sink = Callable[[Tensor, Tensor, Tensor], None]
+
+
+@torch.no_grad()
+def quantise(model: CodecModel, crop: Tensor, quality: int, lattice: str, sink: Sink) -> Tensor:
+    """Return the latents (1, h * w, C) of a crop (3, H, W) as the codec would code them."""
+    assert model.tables is not None
+    at = torch.full((1,), float(quality), device=crop.device)
+    grid = crop.shape[-2] // model.stride, crop.shape[-1] // model.stride
+    coder = LatentQuantizer(model.analysis(crop[None], at), Quantizer(lattice, model.tables), sink)
+    return model.entropy.code(coder, *grid, at)
+
+
+def _fit(model: CodecModel, crops: Tensor) -> tuple[CodingTables, float]:
+    """Refit the tables to what the quantizers choose with the present ones; also their mean rate."""
+    assert model.tables is not None
+    seen = {"z": Histograms.empty(), "e8": Histograms.empty()}
+    bits = 0.0
+    for lattice in seen:
+        quantizer = Quantizer(lattice, model.tables)
+
+        def sink(j: Tensor, bins: Tensor, residual: Tensor, lattice: str = lattice) -> None:
+            nonlocal bits
+            seen[lattice] += quantizer.histograms(j, bins, residual)
+            if lattice == "e8":
+                bits += quantizer.bits(j, bins)
+
+        for index, crop in enumerate(crops):
+            quantise(model, crop, index % 101, lattice, sink)
+    # one set of scalar rows serves both lattices, and with Z^n every bin of it is seen
+    counts = np.stack([seen["z"].counts[0], seen["e8"].counts[1]])
+    offsets = np.stack([seen["z"].offsets[0], seen["e8"].offsets[1]])
+    return fit_tables(Histograms(counts, offsets)), bits / (len(crops) * _CROP**2)
+
+
+def polish(
+    model: CodecModel,
+    sampler: CropSampler,
+    generator: torch.Generator,
+    *,
+    minutes: float,
+    batch: int = 4,
+    lr: float = 1e-4,
+) -> None:
+    """Train g_s for some minutes on latents as the codec codes them: lattice, RDO and centroids."""
+    parameters = [
+        p
+        for name, p in model.named_parameters()
+        if group_of(name) == "synthesis" or ".inverse_klt." in name
+    ]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    start, step = time.monotonic(), 0
+
+    def ignore(j: Tensor, bins: Tensor, residual: Tensor) -> None:
+        pass
+
+    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
+        crops = sampler.sample(batch, _CROP, generator)
+        strata = torch.arange(batch) + torch.rand(batch, generator=generator)
+        qualities = (strata * (101 / batch)).long().clamp(max=100).tolist()
+        lattice = model.config.lattice
+        latents = [
+            quantise(model, c, q, lattice, ignore) for c, q in zip(crops, qualities, strict=True)
+        ]
+        at = torch.tensor(qualities, dtype=torch.float32, device=crops.device)
+        grid = (_CROP // model.stride, _CROP // model.stride)
+        x_hat = model.synthesis(torch.cat(latents), grid, at)
+        mse = (x_hat - crops).square().mean((1, 2, 3))
+        # the logarithm balances the qualities: each counts by its relative error
+        loss = torch.log(mse + 1e-6).mean()
+        optimizer.param_groups[0]["lr"] = lr * (1 - progress)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        if step % 50 == 0:
+            say(json.dumps({"polish": step, "log_mse": round(float(loss.detach()), 4)}))
+    model.requires_grad_(False)
+
+
+def _card(name: str, digest: str, recipe: Recipe, trainer: Trainer, polish_minutes: float) -> str:
+    """The model card: what a reader of the weights must know, as TOML."""
+    parameters = sum(p.numel() for p in trainer.average.parameters())
+    stages = ", ".join(f"{s.name} {s.steps}" for s in recipe.stages)
+    lines = {
+        "name": name,
+        "digest": digest,
+        "profile": recipe.profile,
+        "description": recipe.description,
+        "licence": "Apache-2.0",
+        "lvqcodec": __version__,
+        "parameters": parameters,
+        "loss": "bpp + lmbda * 255^2 * MSE, lmbda = lmbda_min * (lmbda_max / lmbda_min)^(quality / 100)",
+        "lmbda_range": [recipe.codec.lmbda_min, recipe.codec.lmbda_max],
+    }
+    history = {
+        "date": datetime.date.today().isoformat(),
+        "device": f"{trainer.device.type}, {platform.processor() or platform.machine()},"
+        f" {torch.get_num_threads()} threads",
+        "stages": stages,
+        "steps": trainer.total_steps,
+        "minutes": round(trainer.seconds / 60, 1),
+        "megapixels": round(trainer.pixels / 1e6),
+        "polish_minutes": polish_minutes,
+        "seed": recipe.seed,
+    }
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+    text += "\n[[training]]\n"
+    return text + "".join(f"{key} = {json.dumps(value)}\n" for key, value in history.items())

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start from transform coding: KLT, predictors and scales measured on the training pictures."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lvqcodec.entropy.base import NUM_BINS, SIGMAS
+from lvqcodec.entropy.msp import BINS_PER_UNIT, channel_groups, coding_order
+from lvqcodec.model import CodecModel
+
+_LOG_MIN, _LOG_SPAN = math.log(SIGMAS[0]), math.log(SIGMAS[1] / SIGMAS[0])
+
+
+@torch.no_grad()
+def initialise(model: CodecModel, crops: Tensor) -> None:
+    """Set everything that crops (B, 3, H, W) determine: KLT, linear predictors, scales per quality."""
+    _set_klt(model, crops)
+    _set_probabilities(model, crops)
+
+
+def _set_klt(model: CodecModel, crops: Tensor) -> None:
+    transform = model.transform
+    blocks = torch.cat([transform.blocks(c[None]).flatten(2)[0].T for c in crops]).double()
+    mean = blocks.mean(0)
+    centred = blocks - mean
+    _, vectors = torch.linalg.eigh(centred.T @ centred / len(blocks))
+    basis = vectors.flip(1)[:, : model.config.transform.latent_channels].T
+    transform.klt.weight.copy_(basis)
+    transform.klt.bias.copy_(-basis @ mean)
+    transform.inverse_klt.weight.copy_(basis.T)
+    transform.inverse_klt.bias.copy_(mean)
+
+
+def _scale_units(deviation: Tensor) -> Tensor:
+    """Bias of a head's scale outputs for a standard deviation in steps."""
+    index = (torch.log(deviation.clamp(min=1e-9)) - _LOG_MIN) / _LOG_SPAN
+    return index.clamp(0, NUM_BINS - 1) / BINS_PER_UNIT
+
+
+def _set_probabilities(model: CodecModel, crops: Tensor) -> None:
+    entropy = model.entropy
+    config = entropy.config
+    height, width = crops.shape[-2] // model.stride, crops.shape[-1] // model.stride
+    device = crops.device
+    nodes = model.log_step.rows.shape[0]
+    transform = model.transform
+    y = torch.cat([transform.klt(transform.blocks(c[None])).flatten(2) for c in crops])
+    y = y.transpose(1, 2)
+    y = torch.cat([y, y.new_zeros(len(y), 1, y.shape[2])], 1)
+    order = coding_order(height, width, config.scales, config.block)
+
+    def set_scales(rows: Tensor, deviation: Tensor, group: slice) -> None:
+        half = rows.shape[1] // 2
+        for node in range(nodes):
+            step = torch.exp(model.log_step.rows[node])
+            # the neighbours that predict carry quantisation noise of their own
+            total = torch.sqrt((deviation / step) ** 2 + 1 / 24)
+            rows[node, half:] = _scale_units(total[group])
+
+    prior = entropy.prior.bias.rows
+    set_scales(prior, y[:, order.coarsest].flatten(0, 1).std(0), slice(None))
+    for which, networks in enumerate(entropy.networks):
+        depths = range(config.scales - 1, config.scales) if which == 0 else range(config.scales - 1)
+        for index, network in enumerate(networks):
+            samples, targets = [], []
+            for depth in depths:
+                subgroup = order.scales[depth].subgroups[index]
+                samples.append(y[:, subgroup.neighbours.to(device)].flatten(0, 1))
+                targets.append(y[:, subgroup.positions.to(device)].flatten(0, 1))
+            seen, wanted = torch.cat(samples), torch.cat(targets)
+            count = seen.shape[1]
+            gram = torch.stack([(seen * seen[:, n : n + 1]).sum(0).T for n in range(count)], 2)
+            cross = (seen * wanted[:, None]).sum(0).T
+            ridge = 1e-3 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+            eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=device)
+            weight = torch.linalg.solve(gram + ridge * eye, cross[..., None])[..., 0].T
+            network.predictor.weight.copy_(weight)
+            error = wanted - (seen * weight).sum(1)
+            for group, head in zip(
+                channel_groups(config, entropy.channels), network.heads, strict=True
+            ):
+                set_scales(head.bias.rows, error.std(0), group)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights files: safetensors with everything a decoder needs, no pickle anywhere.
+
+    transform.*   float16   networks of g_a and g_s (the only floats between a file and its picture)
+    log_step.*    float32   steps by quality
+    entropy.*     integers  context networks; the bound of every sum is proved again on loading
+    tables.*                probability rows bit for bit, ratios, centroids
+The metadata hold the configuration as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from lvqcodec.coding.tables import CodingTables
+from lvqcodec.config import CodecConfig
+from lvqcodec.errors import LvqError, ModelMismatch
+from lvqcodec.model import CodecModel
+
+WEIGHTS_VERSION = "1"
+
+
+def pack_weights(model: CodecModel) -> bytes:
+    """Return the bytes of a weights file of a frozen model with fitted tables."""
+    if model.tables is None or model.entropy.mode != "exact":
+        raise ModelMismatch("only a frozen model with fitted tables can be stored; export it")
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.transform.state_dict().items():
+        tensors[f"transform.{name}"] = value.to(torch.float16)
+    for name, value in model.log_step.state_dict().items():
+        tensors[f"log_step.{name}"] = value.to(torch.float32)
+    for name, value in model.entropy.to_integers().items():
+        tensors[f"entropy.{name}"] = value
+    for name, array in model.tables.to_arrays().items():
+        tensors[f"tables.{name}"] = torch.from_numpy(array)
+    metadata = {"lvqcodec_weights": WEIGHTS_VERSION, "config": json.dumps(model.config.to_dict())}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())}
+    return save_tensors(tensors, metadata)
+
+
+def unpack_weights(data: bytes) -> CodecModel:
+    """Build the model of a weights file; ModelMismatch if it is damaged or of another version."""
+    try:
+        tensors = load_tensors(data)
+        # the safetensors header: u64 length, then JSON (the library gives metadata for paths only)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header["__metadata__"]
+        version, config = metadata["lvqcodec_weights"], json.loads(metadata["config"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ModelMismatch(f"no intact weights file ({error}); install it again") from None
+    if version != WEIGHTS_VERSION:
+        raise ModelMismatch(f"weights of version {version}, this is version {WEIGHTS_VERSION}")
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        axis, _, rest = name.partition(".")
+        parts.setdefault(axis, {})[rest] = value
+    try:
+        tables = CodingTables.from_arrays({k: v.numpy() for k, v in parts["tables"].items()})
+        model = CodecModel(CodecConfig.from_dict(config), tables)
+        floats = {k: v.float() for k, v in parts["transform"].items()}
+        model.transform.load_state_dict(floats)
+        model.log_step.load_state_dict(parts["log_step"])
+        model.entropy.load_integers(parts["entropy"])
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelMismatch(f"the weights do not fit their configuration ({reason})") from None
+    except LvqError as error:
+        raise ModelMismatch(str(error)) from None
+    return model.requires_grad_(False).eval().to(memory_format=torch.channels_last)

@@ -1,0 +1,513 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lvq` from outside: what it prints, how it exits, and what it leaves behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import lvqcodec
+from lvqcodec import catalog, codec, imageio
+from lvqcodec.cli import main
+from lvqcodec.container import Header, Section, pack, read_header
+
+WIDTH, HEIGHT = 45, 34
+LVQ = [sys.executable, "-m", "lvqcodec"]
+
+
+def lvq(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+    """Run `lvq` in this process; an exception that is no exit fails the test."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def complaint(result: Result) -> str:
+    """The one line that an error consists of."""
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("lvq: error: ")
+    return line.removeprefix("lvq: error: ")
+
+
+def photo(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 100 * np.sin(x / (5 + c) + y / (9 - c)) for c in range(3)]
+    return np.stack(waves, axis=2).astype(np.uint8)
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(photo()).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stream() -> bytes:
+    """What encoding `photo()` gives: a whole file."""
+    return lvqcodec.encode(photo())
+
+
+@pytest.fixture
+def file(tmp_path: Path, stream: bytes) -> Path:
+    path = tmp_path / "in.lvq"
+    path.write_bytes(stream)
+    return path
+
+
+def foreign(model: bytes = b"\xde\xad\xbe\xef") -> bytes:
+    """An intact file of a model that nobody has."""
+    header = Header(WIDTH, HEIGHT, 3, 50, "e8", model)
+    return pack(header, [Section(1, bytes(12))])
+
+
+# help and version
+
+
+@pytest.mark.parametrize("name", [None, *main.commands])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help(name: str | None, flag: str) -> None:
+    result = lvq(*([name] if name else []), flag)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: lvq {name or ''}".rstrip())
+
+
+def test_version() -> None:
+    assert lvq("--version").stdout == f"lvq, version {lvqcodec.__version__}\n"
+
+
+def test_importing_the_package_and_the_commands_loads_neither_numpy_nor_torch() -> None:
+    code = (
+        "import sys, lvqcodec, lvqcodec.cli; lvqcodec.list_models(); lvqcodec.read_header;"
+        "sys.exit(bool({'numpy', 'torch', 'PIL'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_resolve_and_others_do_not() -> None:
+    for name in lvqcodec.__all__:
+        assert getattr(lvqcodec, name) is not None
+        assert name in dir(lvqcodec)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        lvqcodec.no_such_name  # noqa: B018
+
+
+# encode and decode
+
+
+def test_encode_and_decode_with_default_names(png: Path) -> None:
+    result = lvq("encode", png, "--psnr")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    data = png.with_suffix(".lvq").read_bytes()
+    bpp = 8 * len(data) / (WIDTH * HEIGHT)
+    (line,) = result.stderr.splitlines()
+    assert f"photo.lvq: {len(data):,} bytes, {bpp:.3f} bpp, " in line
+    psnr = float(line.split(", ")[2].removesuffix(" dB"))
+
+    original = imageio.load(png)
+    png.unlink()
+    assert lvq("decode", png.with_suffix(".lvq")).exit_code == 0
+    x_hat = imageio.load(png)
+    assert x_hat.shape == original.shape
+    error = np.mean((original.astype(float) - x_hat) ** 2)
+    assert psnr == pytest.approx(10 * np.log10(255**2 / error), abs=0.006)
+
+
+def test_options_reach_the_file(png: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for quality, lattice in ((5, "z"), (95, "e8")):
+        out = tmp_path / f"{quality}.lvq"
+        command = ("encode", png, out, "-q", str(quality), "--lattice", lattice)
+        result = lvq(*command, "-m", "baseline", "--device", "cpu", "--threads", "1")
+        assert result.exit_code == 0, result.stderr
+        header = read_header(out.read_bytes())
+        assert (header.quality, header.lattice) == (quality, lattice)
+        assert (header.width, header.height, header.channels) == (WIDTH, HEIGHT, 3)
+        sizes[quality] = out.stat().st_size
+    assert sizes[5] < sizes[95]
+
+
+def test_grey_stays_grey(tmp_path: Path) -> None:
+    Image.fromarray(photo()[..., 0]).save(tmp_path / "grey.png")
+    assert lvq("encode", tmp_path / "grey.png").exit_code == 0
+    assert lvq("decode", tmp_path / "grey.lvq", tmp_path / "back.png").exit_code == 0
+    with Image.open(tmp_path / "back.png") as back:
+        assert (back.mode, back.size) == ("L", (WIDTH, HEIGHT))
+    assert " grey, " in lvq("info", tmp_path / "grey.lvq").stdout
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pillow"), [("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP"), ("ppm", "PPM")]
+)
+def test_the_picture_format_follows_suffix_and_option(
+    file: Path, tmp_path: Path, suffix: str, pillow: str
+) -> None:
+    by_suffix, by_option = tmp_path / f"out.{suffix}", tmp_path / "out.bin"
+    assert lvq("decode", file, by_suffix).exit_code == 0
+    assert lvq("decode", file, by_option, "--format", suffix).exit_code == 0
+    assert lvq("decode", file, "--format", suffix).exit_code == 0
+    stdout = lvq("decode", file, "-", "--format", suffix).stdout_bytes
+    for target in (by_suffix, by_option, file.with_suffix(f".{suffix}"), io.BytesIO(stdout)):
+        with Image.open(target) as picture:
+            assert (picture.format, picture.size) == (pillow, (WIDTH, HEIGHT))
+
+
+def test_an_unknown_suffix_is_a_usage_error(file: Path, tmp_path: Path) -> None:
+    result = lvq("decode", file, tmp_path / "out.xyz")
+    assert result.exit_code == 2
+    assert "xyz" in complaint(result)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_stdin_defaults_to_stdout(png: Path, stream: bytes) -> None:
+    encoded = lvq("encode", "-", stdin=png.read_bytes())
+    assert encoded.stdout_bytes == stream
+    assert encoded.stderr.startswith("stdin -> stdout: ")
+    decoded = lvq("decode", "-", stdin=stream)
+    assert imageio.load(io.BytesIO(decoded.stdout_bytes)).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_a_pipe_of_real_processes(png: Path, tmp_path: Path, file: Path) -> None:
+    back = tmp_path / "back.png"
+    python = f"'{sys.executable}' -m lvqcodec"
+    line = f"cat '{png}' | {python} encode - - | {python} decode - - > '{back}'"
+    subprocess.run(line, shell=True, check=True)
+    assert np.array_equal(imageio.load(back), codec.decode(file.read_bytes()))
+
+
+def test_an_existing_output_is_replaced(png: Path, stream: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out.lvq"
+    out.write_bytes(b"old")
+    assert lvq("encode", png, out).exit_code == 0
+    assert out.read_bytes() == stream
+
+
+def test_input_and_output_may_not_be_one_file(png: Path, file: Path) -> None:
+    for command, path in (("encode", png), ("decode", file)):
+        before = path.read_bytes()
+        result = lvq(command, path, path)
+        assert result.exit_code == 2
+        assert "both input and output" in complaint(result)
+        assert path.read_bytes() == before
+
+
+def test_binary_is_not_written_to_a_terminal(png: Path, file: Path) -> None:
+    for command, path in (("encode", png), ("decode", file)):
+        ours, theirs = pty.openpty()
+        try:
+            done = subprocess.run(
+                [*LVQ, command, str(path), "-"], stdout=theirs, stderr=subprocess.PIPE, text=True
+            )
+        finally:
+            os.close(theirs)
+            os.close(ours)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("lvq: error: ")
+        assert "terminal" in line
+
+
+# what goes wrong
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "info"])
+def test_a_missing_file(command: str, tmp_path: Path) -> None:
+    result = lvq(command, tmp_path / "nothing.here")
+    assert result.exit_code == 2
+    assert "nothing.here" in complaint(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "info"])
+def test_a_folder_instead_of_a_file(command: str, tmp_path: Path) -> None:
+    result = lvq(command, tmp_path)
+    assert result.exit_code == 2
+    assert str(tmp_path) in complaint(result)
+
+
+def test_an_output_that_cannot_be_written(png: Path, file: Path, tmp_path: Path) -> None:
+    for arguments in (("encode", png, tmp_path / "no" / "out.lvq"), ("encode", png, tmp_path)):
+        assert lvq(*arguments).exit_code == 2
+    result = lvq("decode", file, tmp_path / "no" / "out.png")
+    assert result.exit_code == 2
+    assert "no/out.png" in complaint(result)
+    assert set(tmp_path.iterdir()) == {png, file}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_line(file: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*LVQ, "decode", str(file), "-"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == "lvq: error: no space left on device\n"
+
+
+GARBAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "text": lambda data: b"hello\n",
+    "png": lambda data: b"\x89PNG\r\n\x1a\n" + bytes(40),
+    "half a magic": lambda data: data[:4],
+    "half a header": lambda data: data[:20],
+    "half a file": lambda data: data[: len(data) // 2],
+    "all but the last byte": lambda data: data[:-1],
+    "one byte more": lambda data: data + b"\0",
+    "a flipped bit in the payload": lambda data: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:],
+    "a newer container": lambda data: data[:8] + b"\x63" + data[9:],
+}
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_a_broken_file_exits_3_and_leaves_nothing(kind: str, file: Path, tmp_path: Path) -> None:
+    broken = GARBAGE[kind](file.read_bytes())
+    file.write_bytes(broken)
+    decoded = lvq("decode", file)
+    assert decoded.exit_code == 3
+    complaint(decoded)
+    assert list(tmp_path.iterdir()) == [file]
+
+    result = lvq("decode", "-", stdin=broken)
+    assert (result.exit_code, result.stdout_bytes) == (3, b"")
+    info = lvq("info", file)
+    assert info.exit_code == 3
+    assert complaint(info).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello\n", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_a_broken_picture_exits_3(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(data)
+    for result in (lvq("encode", path), lvq("encode", "-", stdin=data)):
+        assert result.exit_code == 3
+        complaint(result)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16", "CMYK"])
+def test_an_unsupported_picture_exits_5(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
+    Image.new(mode, (20, 10)).save(path)
+    result = lvq("encode", path)
+    assert result.exit_code == 5
+    complaint(result)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_that_is_not_there_exits_4(png: Path, tmp_path: Path) -> None:
+    result = lvq("encode", png, "--model", "no-such-model")
+    assert result.exit_code == 4
+    assert "no-such-model" in complaint(result)
+
+    path = tmp_path / "foreign.lvq"
+    path.write_bytes(foreign())
+    result = lvq("decode", path)
+    assert result.exit_code == 4
+    assert "deadbeef" in complaint(result)
+    assert set(tmp_path.iterdir()) == {png, path}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("encode", "in.png", "--quality", "101"),
+        ("encode", "in.png", "--quality", "x"),
+        ("encode", "in.png", "--lattice", "hexagonal"),
+        ("encode", "in.png", "--device", "abacus"),
+        ("encode", "in.png", "--threads", "0"),
+        ("encode",),
+        ("decode", "in.lvq", "--format", "gif"),
+        ("info",),
+        ("train", "--minutes", "0"),
+        ("eval", "folder", "--qualities", "10;20"),
+        ("eval", "folder", "--qualities", "10,200"),
+        ("export",),
+        ("no-such-command",),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
+    result = lvq(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert result.stdout == ""
+
+
+def test_no_gpu_is_a_usage_error(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = lvq("encode", png, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "--device cpu" in complaint(result)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 1),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1),
+        (KeyboardInterrupt(), 130),
+        (PermissionError(13, "Permission denied", "x.lvq"), 2),
+    ],
+)
+def test_trouble_half_way_is_one_line(
+    png: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def fail(*args: object, **kwargs: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr(codec, "encode", fail)
+    result = lvq("encode", png)
+    assert result.exit_code == code
+    complaint(result)
+    assert list(tmp_path.iterdir()) == [png]
+
+
+def test_a_bug_is_not_hidden(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> bytes:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(codec, "encode", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        lvq("encode", png)
+
+
+def test_a_reader_that_leaves_early_is_no_trouble(tmp_path: Path) -> None:
+    (tmp_path / "f.lvq").write_bytes(foreign())
+    line = f"'{sys.executable}' -m lvqcodec info {'f.lvq ' * 2000} | head -n 1"
+    done = subprocess.run(
+        line, shell=True, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
+
+
+# info and models
+
+
+def test_info_says_what_is_in_the_file(file: Path) -> None:
+    size = file.stat().st_size
+    facts = json.loads(lvq("info", "--json", file).stdout)
+    card = catalog.find_model(catalog.DEFAULT_MODEL)
+    assert facts == {
+        "file": str(file),
+        "bytes": size,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "channels": 3,
+        "bpp": 8 * size / (WIDTH * HEIGHT),
+        "quality": 50,
+        "lattice": read_header(file.read_bytes()).lattice,
+        "model": card.name,
+        "digest": card.digest[:8],
+        "stream_version": 1,
+    }
+    line = lvq("info", file).stdout
+    assert line.startswith(f"{file}: {WIDTH}x{HEIGHT} RGB, {size:,} bytes, ")
+    assert f"quality 50, lattice {facts['lattice']}, model {card.name} ({card.digest[:8]})" in line
+
+
+def test_info_knows_files_of_absent_models(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.lvq"
+    path.write_bytes(foreign())
+    assert "model not installed (deadbeef)" in lvq("info", path).stdout
+    facts = json.loads(lvq("info", "--json", "-", stdin=foreign()).stdout)
+    assert (facts["file"], facts["model"], facts["digest"]) == ("-", None, "deadbeef")
+
+
+def test_info_looks_at_all_files_and_reports_the_first_fault(tmp_path: Path) -> None:
+    good, broken = tmp_path / "good.lvq", tmp_path / "broken.lvq"
+    good.write_bytes(foreign())
+    broken.write_bytes(foreign()[:-1])
+    result = lvq("info", "--json", good, broken, tmp_path / "missing.lvq", good)
+    assert result.exit_code == 3
+    assert [json.loads(line)["file"] for line in result.stdout.splitlines()] == [str(good)] * 2
+    faults = result.stderr.splitlines()
+    assert [("broken.lvq" in line, "missing.lvq" in line) for line in faults] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_info_loads_neither_numpy_nor_torch(tmp_path: Path) -> None:
+    path = tmp_path / "f.lvq"
+    path.write_bytes(foreign())
+    code = (
+        "import atexit, sys\n"
+        "from lvqcodec.cli import main\n"
+        "heavy = {'numpy', 'torch', 'PIL', 'constriction'}\n"
+        "tell = lambda: print(*sorted(heavy & set(sys.modules)), 'seen', file=sys.stderr)\n"
+        "atexit.register(tell)\n"
+        f"main(['info', {str(path)!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(path))
+    assert done.stderr == "seen\n"
+
+
+def test_models_lists_what_is_installed() -> None:
+    listed = lvq("models").stdout.splitlines()
+    cards = lvqcodec.list_models()
+    assert [line[2:].split()[0] for line in listed] == [card.name for card in cards]
+    assert any(line.startswith(f"* {catalog.DEFAULT_MODEL} ") for line in listed)
+
+    facts = json.loads(lvq("models", "--json").stdout)
+    assert [fact["name"] for fact in facts] == [card.name for card in cards]
+    assert [fact["name"] for fact in facts if fact["default"]] == [catalog.DEFAULT_MODEL]
+    assert all(Path(fact["path"]).is_file() and len(fact["digest"]) == 64 for fact in facts)
+
+
+# train, export, eval
+
+
+def test_train_needs_its_recipe_and_pictures(tmp_path: Path) -> None:
+    recipe = tmp_path / "no.toml"
+    result = lvq("train", "--config", recipe, "--data", tmp_path, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "no.toml" in complaint(result)
+
+
+def test_export_needs_a_run(tmp_path: Path) -> None:
+    result = lvq("export", tmp_path / "no-run", "--name", "x", "--out", tmp_path / "models")
+    assert result.exit_code == 2
+    complaint(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_eval_prints_a_table_and_writes_json_and_plot(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(photo(176, 192)).save(folder / "a.png")
+    out, plot = tmp_path / "out.json", tmp_path / "out.png"
+    result = lvq(
+        *("eval", folder, "--qualities", "60,20", "--lattice", "e8", "--limit", "1"),
+        *("--json", out, "--plot", plot),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "20" in result.stdout
+    points = json.loads(out.read_text())["points"]
+    assert [point["quality"] for point in points] == [20, 60]
+    assert points[0]["bpp"] < points[1]["bpp"]
+    with Image.open(plot) as picture:
+        assert picture.format == "PNG"
+
+
+def test_eval_of_no_pictures_is_a_usage_error(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        result = lvq("eval", folder)
+        assert result.exit_code == 2
+        complaint(result)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""README.md and the tools agree: commands, options, targets, exit codes, names, versions."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+import lvqcodec
+from lvqcodec import errors
+from lvqcodec.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def shell_commands() -> list[list[str]]:
+    """Every simple command of the README's shell blocks: pipes taken apart, no redirections."""
+    commands: list[list[str]] = []
+    for line in "\n".join(fenced("sh")).splitlines():
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        commands.append([])
+        skip = False
+        for word in words:
+            if set(word) <= set("|&;"):
+                commands.append([])
+            elif set(word) <= set("<>"):
+                skip = True
+            elif skip:
+                skip = False
+            else:
+                commands[-1].append(word)
+    return [command for command in commands if command]
+
+
+LVQ_LINES = [command[1:] for command in shell_commands() if command[0] == "lvq"]
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+
+
+def long_options(command: click.Command) -> list[str]:
+    return [o for p in command.params for o in p.opts if o.startswith("--") and o != "--help"]
+
+
+def section(name: str) -> str:
+    found = re.search(rf"^### lvq {name}\n(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE)
+    assert found, f"README.md has no section on lvq {name}"
+    return found[1]
+
+
+@pytest.mark.parametrize("words", LVQ_LINES, ids=" ".join)
+def test_every_lvq_line_of_the_readme_parses(words: list[str]) -> None:
+    name, *arguments = words
+    assert name in main.commands, name
+    main.commands[name].make_context(f"lvq {name}", list(arguments))
+
+
+def test_a_wrong_option_would_be_noticed() -> None:
+    with pytest.raises(click.NoSuchOption):
+        main.commands["encode"].make_context("lvq encode", ["in.png", "--no-such-option"])
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_every_command_has_an_example_help_and_its_options_in_the_readme(name: str) -> None:
+    assert any(words[0] == name for words in LVQ_LINES)
+    assert main.commands[name].help
+    text = section(name)
+    for option in long_options(main.commands[name]):
+        shared = option in ("--model", "--device", "--threads") and name != "encode"
+        assert option in text or (shared and option in section("encode")), option
+    for parameter in main.commands[name].params:
+        assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
+
+
+def test_every_option_that_the_readme_mentions_exists() -> None:
+    known = {option for command in main.commands.values() for option in long_options(command)}
+    elsewhere = {"--help", "--strict", "--index-url"}  # of every command, of mypy, of pip
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known | elsewhere
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    mentioned = set()
+    for command in shell_commands():
+        if command[0] == "make":
+            mentioned |= {word for word in command[1:] if "=" not in word}
+    mentioned |= set(re.findall(r"`make ([a-z-]+)`", README))
+    assert {"run", "test", "lint", "types", "bench", "train", "wheel-smoke"} <= mentioned
+    assert mentioned <= TARGETS
+
+
+def test_make_help_lists_every_target() -> None:
+    described = set(re.findall(r"^([a-z-]+):.*## \S", MAKEFILE, re.MULTILINE))
+    assert TARGETS - described == {"need-data"}
+
+
+@pytest.mark.parametrize(
+    "tool", sorted(set(re.findall(r"(?:bench|recipes|\.ci)/[\w.-]+", MAKEFILE + README)))
+)
+def test_every_file_that_the_makefile_and_readme_name_exists(tool: str) -> None:
+    assert (ROOT / tool).is_file()
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    loop = re.search(r"for target in (.+); do", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+    assert loop
+    assert loop[1].split() == ["install", "lint", "types", "test", "wheel-smoke"]
+
+
+def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
+    table = README.partition("### Exit codes")[2].partition("##")[0]
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert told == {0, 130} | {value.exit_code for value in classes}
+
+
+def test_python_of_the_readme_compiles_and_uses_public_names() -> None:
+    blocks = fenced("python")
+    assert blocks
+    used = set()
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                used |= {node.attr} if node.value.id == "lvqcodec" else set()
+    assert used == set(lvqcodec.__all__) - {"__version__", "LvqError"}
+    assert "lvqcodec.LvqError" in README
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_extras_of_the_readme_exist() -> None:
+    extras = set(PROJECT["project"]["optional-dependencies"])
+    assert set(re.findall(r"\.\[(\w+)\]", README + MAKEFILE)) <= extras
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[([^\]]+)\]", changelog, re.MULTILINE)
+    assert versions[0] in ("Unreleased", lvqcodec.__version__)
+    assert lvqcodec.__version__ in versions

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+import base64
+import io
+import os
+import stat
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from lvqcodec import imageio
+from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+GREY = COLOUR[..., 0]
+SMOOTH = np.add.outer(np.arange(40), 2 * np.arange(60)).astype(np.uint8)
+SMOOTH_COLOUR = np.stack([SMOOTH, 200 - SMOOTH, 40 + SMOOTH // 2], axis=-1)
+
+
+def written(mode="RGB", form="PNG", size=(7, 5), **options):
+    file = io.BytesIO()
+    Image.new(mode, size, options.pop("color", 0)).save(file, form, **options)
+    return file.getvalue()
+
+
+def saved(image, form):
+    file = io.BytesIO()
+    imageio.save(image, file, form)
+    return file.getvalue()
+
+
+def loaded(data):
+    return imageio.load(io.BytesIO(data))
+
+
+def chunk(kind, content):
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
+
+
+def png(width=2, height=1, depth=8, colour=2, rows=b"\0" + bytes(6), extra=b""):
+    """A PNG of these parts; `extra` chunks stand before the pixels."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + pixels
+
+
+def tiff(bits=(8, 8, 8), pixels=bytes(6), **tags):
+    """A 2 x 1 uncompressed TIFF in RGB with these bits a sample; tags by number, as t254=1."""
+    entries = {
+        256: 2,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: 2,
+        273: 0,
+        277: len(bits),
+        278: 1,
+        279: len(pixels),
+    }
+    entries |= {int(tag[1:]): value for tag, value in tags.items()}
+    after = 8 + 2 + 12 * len(entries) + 4
+    data, beyond = struct.pack("<2sHIH", b"II", 42, 8, len(entries)), b""
+    for tag, value in sorted(entries.items()):
+        values = value if isinstance(value, tuple) else (value,)
+        packed = struct.pack(f"<{len(values)}H", *values)
+        if tag == 273:
+            packed = struct.pack("<H", after + 2 * len(bits))
+        elif len(packed) > 4:
+            packed, beyond = struct.pack("<I", after), packed
+        data += struct.pack("<HHI4s", tag, 3, len(values), packed)
+    return data + bytes(4) + beyond.ljust(2 * len(bits), b"\0") + pixels
+
+
+def profile(space, tags):
+    """An ICC profile of version 2 for displays."""
+    offset, table, content = 128 + 4 + 12 * len(tags), b"", b""
+    for name, value in tags.items():
+        value += bytes(-len(value) % 4)
+        table += struct.pack(">4sII", name, offset + len(content), len(value))
+        content += value
+    header = struct.pack(
+        ">I4sI4s4s4s12s4s28s12s48s",
+        offset + len(content),
+        *(b"", 0x02100000, b"mntr", space, b"XYZ ", b"", b"acsp", b""),
+        struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D),  # the illuminant D50
+        b"",
+    )
+    return header + struct.pack(">I", len(tags)) + table + content
+
+
+def grey_profile(gamma):
+    white = struct.pack(">4s4x3I", b"XYZ ", 0xF6D6, 0x10000, 0xD32D)
+    curve = struct.pack(">4s4xIH", b"curv", 1, round(gamma * 256))
+    return profile(b"GRAY", {b"wtpt": white, b"kTRC": curve})
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+RED_IS_GREEN = SRGB.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+
+
+@pytest.mark.parametrize("image", [COLOUR, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("form", ["png", "webp", "tif", "tiff", "bmp", "ppm"])
+def test_lossless_formats(form, image):
+    result = loaded(saved(image, form))
+    expected = np.stack([image] * 3, -1) if form == "webp" and image.ndim == 2 else image
+    assert result.dtype == np.uint8
+    assert np.array_equal(result, expected)
+
+
+@pytest.mark.parametrize("form", ["jpg", "jpeg", "avif"])
+def test_lossy_formats_stay_close(form):
+    error = loaded(saved(SMOOTH_COLOUR, form)).astype(int) - SMOOTH_COLOUR
+    assert np.sqrt(np.mean(error**2)) < 3
+
+
+def test_colour_is_not_subsampled():
+    red_and_blue = np.zeros((16, 16, 3), np.uint8)
+    red_and_blue[:, ::2, 0] = red_and_blue[:, 1::2, 2] = 255
+    for form in ("jpg", "avif"):
+        error = loaded(saved(red_and_blue, form)).astype(int) - red_and_blue
+        assert np.sqrt(np.mean(error**2)) < 20, form
+
+
+def test_result_is_the_callers_own(tmp_path):
+    path = tmp_path / "a.png"
+    imageio.save(COLOUR, path)
+    result = imageio.load(str(path))
+    result[:] = 0
+    assert np.array_equal(imageio.load(path), COLOUR)
+
+
+def test_stream_that_cannot_seek():
+    read, write = os.pipe()
+    with open(write, "wb") as file:
+        imageio.save(GREY, file)
+    with open(read, "rb") as file:
+        assert np.array_equal(imageio.load(file), GREY)
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_fewer_bits_of_grey_are_scaled_exactly(depth):
+    data = png(width=8 // depth, depth=depth, colour=0, rows=b"\0\x1b")
+    levels = [0x1B >> shift & (1 << depth) - 1 for shift in range(8 - depth, -1, -depth)]
+    assert loaded(data).tolist() == [[level * 255 // ((1 << depth) - 1) for level in levels]]
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def frames(form):
+    other = Image.new("RGB", (7, 5), "white")
+    return written(form=form, save_all=True, append_images=[other])
+
+
+def coloured_avif(primaries, transfer):
+    data = saved(SMOOTH_COLOUR, "avif")
+    at = data.index(b"colrnclx") + 8
+    return data[:at] + struct.pack(">HH", primaries, transfer) + data[at + 4 :]
+
+
+# 16 x 16 of 10 bits, which Pillow can read but not write
+DEEP_AVIF = (
+    "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUEAAADrbWV0YQAAAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAA"
+    "AAAAAAAAAAAAAAAAAOcGl0bQAAAAAAAQAAAB5pbG9jAAAAAEQAAAEAAQAAAAEAAAETAAAAGwAAAChpaW5mAAAAAAAB"
+    "AAAAGmluZmUCAAAAAAEAAGF2MDFDb2xvcgAAAABqaXBycAAAAEtpcGNvAAAAFGlzcGUAAAAAAAAAEAAAABAAAAAQcG"
+    "l4aQAAAAADCgoKAAAADGF2MUOBIEAAAAAAE2NvbHJuY2x4AAIAAgAGgAAAABdpcG1hAAAAAAAAAAEAAQQBAoMEAAAA"
+    "I21kYXQSAAoIOAz/28CAgaQyDRlCYwTAADQAABB1hWE="
+)
+
+ODD = {
+    "palette": (lambda: written("P"), "a palette; expand"),
+    "1 bit": (lambda: written("1"), "1 bit a sample; expand"),
+    "rgba": (lambda: written("RGBA"), "transparency; flatten"),
+    "grey alpha": (lambda: written("LA"), "transparency; flatten"),
+    "tRNS colour": (lambda: written(transparency=(1, 2, 3)), "transparency; flatten"),
+    "tRNS grey": (lambda: written("L", transparency=1), "transparency; flatten"),
+    "webp alpha": (lambda: written("RGBA", "WEBP", lossless=True), "transparency; flatten"),
+    "grey 16": (lambda: written("I;16"), "more than 8 bits a sample; reduce"),
+    "png 16": (lambda: png(depth=16, rows=bytes(13)), "more than 8 bits a sample; reduce"),
+    "ppm 16": (lambda: b"P6 2 1 65535\n" + bytes(12), "more than 8 bits a sample; reduce"),
+    "pgm 16": (lambda: b"P5 2 1 65535\n" + bytes(4), "more than 8 bits a sample; reduce"),
+    "tiff 16": (lambda: tiff((16, 16, 16), bytes(12)), "more than 8 bits a sample; reduce"),
+    "tiff float": (lambda: written("F", "TIFF"), "more than 8 bits a sample; reduce"),
+    "avif 10": (lambda: base64.b64decode(DEEP_AVIF), "more than 8 bits a sample; reduce"),
+    "cmyk": (lambda: written("CMYK", "JPEG"), "CMYK colours; convert"),
+    "lab": (lambda: written("LAB", "TIFF"), "LAB colours; convert"),
+    "tiff x": (lambda: tiff((8, 8, 8, 8), bytes(8), t338=0), "extra channels; drop"),
+    "raw": (lambda: tiff(t254=1), "a thumbnail in the first place.*; develop"),
+    "pages": (lambda: frames("TIFF"), "2 frames or pages; take one"),
+    "apng": (lambda: frames("PNG"), "2 frames or pages; take one"),
+    "animated webp": (lambda: frames("WEBP"), "2 frames or pages; take one"),
+    "animated avif": (lambda: frames("AVIF"), "2 frames or pages; take one"),
+    "several jpeg": (lambda: frames("MPO"), "2 frames or pages; take one"),
+    "turned jpeg": (lambda: written(form="JPEG", exif=exif(6)), "orientation 6; turn"),
+    "turned png": (lambda: written(exif=exif(3)), "orientation 3; turn"),
+    "turned webp": (lambda: written(form="WEBP", exif=exif(2)), "orientation 2; turn"),
+    "turned avif": (lambda: written(form="AVIF", exif=exif(8)), "orientation 8; turn"),
+    "turned tiff": (lambda: tiff(t274=5), "orientation 5; turn"),
+    "icc": (lambda: written(icc_profile=RED_IS_GREEN), "the colour profile sRGB.*; convert"),
+    "icc jpeg": (lambda: written(form="JPEG", icc_profile=RED_IS_GREEN), "the colour profile"),
+    "icc grey": (lambda: written("L", icc_profile=grey_profile(1.8)), "profile without a name"),
+    "icc broken": (lambda: written(icc_profile=b"x" * 200), "profile that cannot be read"),
+    "gamma": (lambda: png(extra=chunk(b"gAMA", struct.pack(">I", 100000))), "gamma 1.0; convert"),
+    "primaries": (
+        lambda: png(extra=chunk(b"cHRM", struct.pack(">8I", *range(31270, 31278)))),
+        "chromaticities of its own; convert",
+    ),
+    "png p3": (lambda: png(extra=chunk(b"cICP", b"\x0c\x0d\0\1")), "primaries 12 and transfer 13"),
+    "avif hlg": (lambda: coloured_avif(9, 18), "primaries 9 and transfer 18"),
+    "wide": (lambda: png(width=65536, colour=0), "width 65536 is outside .*; scale it down"),
+    "high": (lambda: b"P5 1 65536 255\n", "height 65536 is outside .*; scale it down"),
+    "gif": (lambda: written("P", "GIF"), "is GIF, which is not read; convert it to PNG"),
+    "jpeg 2000": (lambda: written(form="JPEG2000"), "is JPEG 2000, which is not read"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), ODD.values(), ids=ODD)
+def test_what_is_not_coded_is_refused_with_the_remedy(data, message):
+    with pytest.raises(UnsupportedImage, match=message) as caught:
+        loaded(data())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        written(icc_profile=SRGB),
+        written("L", icc_profile=grey_profile(2.2)),
+        written("L", icc_profile=SRGB),
+        written(exif=exif(1)),
+        png(extra=chunk(b"gAMA", struct.pack(">I", 45455))),
+        png(extra=chunk(b"gAMA", struct.pack(">I", 100000)) + chunk(b"sRGB", b"\0")),
+        png(extra=chunk(b"cICP", b"\1\x0d\0\1")),
+        coloured_avif(1, 13),
+        tiff(t274=1),
+        b"P6 2 1 255\n" + bytes(6),
+    ],
+)
+def test_what_means_srgb_is_accepted(data):
+    assert loaded(data).dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(width=65535, height=65535),
+        b"P6 65535 65535 255\n",
+        b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, 65535, 65535, 1, 24, *bytes(6)),
+    ],
+    ids=["png", "ppm", "bmp"],
+)
+def test_bombs_are_refused_from_the_header(data, monkeypatch):
+    monkeypatch.setattr(Image.core, "fill", None)
+    monkeypatch.setattr(Image.core, "new", None)
+    with pytest.raises(UnsupportedImage, match=r"more than 268435456 pixels; scale it down or cut"):
+        loaded(data)
+
+
+@pytest.mark.parametrize("form", ["png", "jpg", "webp", "avif", "bmp", "ppm", "tif"])
+def test_cut_pictures_are_broken(form):
+    data = saved(SMOOTH_COLOUR, form)
+    for length in (0, 3, 20, len(data) // 2, len(data) - 60):
+        with pytest.raises(FormatError):
+            loaded(data[:length])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not a picture",
+        bytes(100),
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\0\0\0\0WEBPxxxx",
+        b"II*\0" * 9,
+    ],
+)
+def test_no_picture(data):
+    with pytest.raises(FormatError, match=r"^the picture is "):
+        loaded(data)
+
+
+def test_only_the_first_bytes_of_other_files_are_read():
+    file = io.BytesIO(bytes(1000))
+    with pytest.raises(FormatError):
+        imageio.load(file)
+    assert file.tell() < 100
+
+
+def test_unreadable_metadata_is_no_obstacle():
+    text = chunk(b"tEXt", b"Raw profile type exif\0\nexif\n4\nno hex digits")
+    assert loaded(png(extra=text)).shape == (1, 2, 3)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot read .*gone.png: No such file or directory$"):
+        imageio.load(tmp_path / "gone.png")
+    with pytest.raises(UsageError, match=r"cannot read .*: Is a directory$"):
+        imageio.load(tmp_path)
+
+
+def test_messages_name_the_file(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(written("P"))
+    with pytest.raises(UnsupportedImage, match=r"^.*a\.png has a palette"):
+        imageio.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("a.JPG", "JPEG"), ("a.b.tif", "TIFF"), ("a.webp", "WEBP"), ("a.ppm", "PPM")]
+)
+def test_suffix_names_the_format(tmp_path, name, form):
+    imageio.save(COLOUR, tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.format == form
+
+
+def test_format_before_suffix(tmp_path):
+    imageio.save(COLOUR, tmp_path / "a.png", format=".bmp")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"BM")
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a", "a.lvq"])
+def test_unknown_suffix_names_the_choices(tmp_path, name):
+    with pytest.raises(UsageError, match=r"cannot write a picture as '.*'; choose one of png, "):
+        imageio.save(COLOUR, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "image", [COLOUR / 255, COLOUR[..., :2], COLOUR[None], np.zeros(3, np.uint8)]
+)
+def test_what_is_no_picture_is_not_saved(image):
+    with pytest.raises(UsageError, match=r"a picture is uint8 \(H,W,3\) or \(H,W\), not"):
+        imageio.save(image, io.BytesIO())
+
+
+def test_picture_too_large_for_the_format():
+    with pytest.raises(UsageError, match=r"cannot write 16384 x 1 pixels as WEBP"):
+        imageio.save(np.zeros((1, 16384), np.uint8), io.BytesIO(), "webp")
+
+
+def test_atomic_write_replaces(tmp_path):
+    path = tmp_path / "a.lvq"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    imageio.atomic_write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_keeps_to_the_umask(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        imageio.atomic_write(tmp_path / "a", b"")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_atomic_write_leaves_nothing_behind(tmp_path, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises((UsageError, KeyboardInterrupt)) as caught:
+        imageio.atomic_write(tmp_path / "a", b"new")
+    if caught.type is UsageError:
+        assert str(caught.value) == f"cannot write {tmp_path / 'a'}: No space left on device"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_atomic_write_follows_links(tmp_path):
+    (tmp_path / "link").symlink_to("file")
+    imageio.atomic_write(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_atomic_write_into_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    imageio.atomic_write(tmp_path / "pipe", b"new")
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+@pytest.mark.parametrize("name", ["gone/a", ""])
+def test_atomic_write_where_no_file_can_be(tmp_path, name):
+    with pytest.raises(UsageError, match=r"cannot write "):
+        imageio.atomic_write(tmp_path / name, b"")
