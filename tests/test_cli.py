@@ -486,6 +486,9 @@ def test_export_needs_a_run(tmp_path: Path) -> None:
     assert result.exit_code == 2
     complaint(result)
     assert list(tmp_path.iterdir()) == []
+    result = lvq("export", tmp_path, "--name", "x", "--minutes", "1")
+    assert result.exit_code == 2
+    assert "--data" in complaint(result)
 
 
 def test_eval_prints_a_table_and_writes_json_and_plot(tmp_path: Path) -> None:

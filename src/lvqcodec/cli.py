@@ -228,10 +228,13 @@ def decode(
 ) -> None:
     """Decode the .lvq file IN to the picture OUT.
 
-    OUT defaults to IN with the suffix .png and replaces a file of that name. `-` is stdin or
-    stdout. The format follows OUT's suffix.
+    OUT defaults to IN with the suffix .png, if there is no such file yet. `-` is stdin or stdout.
+    The format follows OUT's suffix.
     """
-    out = _output(source, out, f".{file_format or 'png'}")
+    implied, out = out is None, _output(source, out, f".{file_format or 'png'}")
+    if implied and out != "-" and os.path.exists(out):
+        # most often the very picture that the file was made from
+        raise UsageError(f"{_name(out)} exists already: name it as OUT to replace it")
     data = _read(source)
     unpack(data)  # a broken file is refused before torch is loaded
     _set_up_torch(device, threads)
@@ -382,13 +385,15 @@ def train(
     "--data",
     multiple=True,
     metavar="DIR",
-    help="Pictures to refit the probability tables to; may be given several times.",
+    help="Pictures (folder or tar) to fit the probability tables to; may be given several times.",
 )
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
     metavar="N",
-    help="How long the last fine-tuning may take.",
+    help="Then train the synthesis network so long on --data as really quantised.",
 )
 @_device
 @_threads
@@ -397,15 +402,17 @@ def export(
     name: str,
     out: str,
     data: tuple[str, ...],
-    minutes: float | None,
+    minutes: float,
     device: str,
     threads: int | None,
 ) -> None:
     """Turn the training run in RUN_DIR into an installable model: weights and card."""
+    if minutes and not data:
+        raise UsageError("--minutes needs pictures to train on: give --data")
     _set_up_torch(device, threads)
     from lvqcodec.training.export import export
 
-    export(run_dir, name=name, out=out, data=list(data), minutes=minutes, device=device)
+    export(run_dir, name=name, out=out, data=data, minutes=minutes, device=device)
 
 
 def _parse_qualities(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures to bytes and back: the one place where transform, entropy model, coder and container meet.
+"""Pictures to bytes and back: where transform, entropy model, coder and container meet.
 
 encode: pad -> analysis -> entropy.code(quantise and write) -> container.pack
-decode: container.unpack -> weights by digest -> entropy.code(read) -> CRC of the integers -> synthesis
+decode: container.unpack -> weights by digest -> entropy.code(read) -> CRC check -> synthesis
 Both directions walk the same `entropy.code`, so they cannot drift apart.
 """
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a codec is made of: one choice on each axis, as strict plain data (stored with the weights)."""
+"""What a codec is made of: one choice on each axis, as strict plain data."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from lvqcodec.errors import UsageError
 
@@ -75,34 +75,44 @@ class CodecConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CodecConfig:
         """Build from nested plain data; unknown keys and wrong types raise UsageError."""
-        return _build(cls, data, "codec")
+        return from_table(cls, data, "codec")
 
 
 _T = TypeVar("_T")
 
 
-def _build(kind: type[_T], data: Any, where: str) -> _T:
+def from_table(kind: type[_T], data: Any, where: str) -> _T:
+    """Build the dataclass `kind` from the plain data of the table [where].
+
+    Whatever is missing, unknown or of a wrong type raises UsageError.
+    """
     if not isinstance(data, dict):
         raise UsageError(f"[{where}] must be a table, not {data!r}")
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise UsageError(f"unknown setting {unknown[0]!r} in [{where}]; known: {', '.join(known)}")
-    nested = {"transform": TransformConfig, "entropy": EntropyConfig}
-    values: dict[str, Any] = {}
-    reference = kind()
-    for name, value in data.items():
-        if name in nested:
-            values[name] = _build(nested[name], value, f"{where}.{name}")
-            continue
-        default = getattr(reference, name)
-        if isinstance(default, tuple) and isinstance(value, list | tuple):
-            value = tuple(value)
-        if isinstance(default, float) and isinstance(value, int):
-            value = float(value)
-        if type(value) is not type(default):
-            raise UsageError(
-                f"[{where}] {name} = {value!r} must be {type(default).__name__}, like {default!r}"
-            )
-        values[name] = value
-    return kind(**values)
+    for name in data:
+        if name not in known:
+            raise UsageError(f"unknown setting {name!r} in [{where}]; known: {', '.join(known)}")
+    for name, entry in known.items():
+        required = entry.default is entry.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise UsageError(f"[{where}] lacks {name!r}")
+    hints = get_type_hints(kind)
+    return kind(**{name: _value(hints[name], value, where, name) for name, value in data.items()})
+
+
+def _value(kind: Any, value: Any, where: str, name: str) -> Any:
+    """Check one value of a table; lists become tuples and whole numbers floats where wanted."""
+    if dataclasses.is_dataclass(kind):
+        return from_table(kind, value, f"{where}.{name}")  # type: ignore[arg-type]
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(kinds) == len(value):
+            return tuple(_value(k, v, where, name) for k, v in zip(kinds, value, strict=True))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        wanted = kind if get_origin(kind) else kind.__name__
+        raise UsageError(f"[{where}] {name} = {value!r} must be of type {wanted}")
+    return value

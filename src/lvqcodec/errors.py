@@ -15,7 +15,7 @@ class UsageError(LvqError):
 
 
 class FormatError(LvqError):
-    """The bytes are no picture, or no intact lvq file: truncated, altered, of an unknown version."""
+    """The bytes are no picture or no intact lvq file: truncated, altered, of an unknown version."""
 
     exit_code = 3
 
@@ -37,6 +37,6 @@ class ModelMismatch(LvqError):
 
 
 class UnsupportedImage(LvqError):
-    """A valid picture of a kind that is not coded (alpha, palette, 16 bits, CMYK, too large, ...)."""
+    """A valid picture of a kind that is not coded: alpha, palette, 16 bits, CMYK, too large, ..."""
 
     exit_code = 5

@@ -170,7 +170,7 @@ def _find_reader(head: bytes) -> _Reader | None:
 
 
 def _find_obstacle(image: ImageFile.ImageFile, data: bytes) -> str | None:
-    """Return what keeps an opened picture from being coded, and the remedy; decodes nothing big."""
+    """Return what keeps a picture from being coded, and the remedy; decodes it only at the end."""
     try:
         check_size(*image.size)
     except FormatError as error:

@@ -13,6 +13,7 @@ straight-through gradients (`"simulate"`), and runs frozen (`"exact"`).
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -31,30 +32,45 @@ ACTIVATION_MAX = 255
 """Largest hidden activation (a ReLU clipped at 255/32)."""
 
 _MAX_EXPONENT = 14
+_MAX_SHIFT = 24
 _WEIGHT_MAX = 32767
-_BOUND = {torch.float32: 2**24, torch.float64: 2**53}
+
+MAX_SUM = 2**24
+"""Integers below this are exact in float32; float64 would hold up to 2^53."""
 
 
 def exact_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x @ weight.T for integer-valued tensors whose bound was proved; never in TF32 or bf16."""
-    if x.is_cuda:
-        # cuBLAS may round float32 products to TF32 when a caller has allowed it globally
-        return F.linear(x.double(), weight.double()).to(x.dtype)
+    """Return x @ weight.T of whole numbers whose bound was proved; never in TF32 or bf16."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x, weight)
+        if x.is_cuda or not _keeps_float32():
+            wide: Tensor = F.linear(x.double(), weight.double())
+            return wide.to(x.dtype)
+        total: Tensor = F.linear(x, weight)
+        return total
+
+
+def _keeps_float32() -> bool:
+    """Whether nobody in this process has allowed float32 products to be rounded (TF32, bf16)."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set by the newer switches, of which there is one for each backend
+        return False
 
 
 class IntegerLinear(nn.Module):
     """A linear layer on integer activations, with a bias that depends on the quality.
 
     `out_bits` fraction bits of the outputs; `low`, `high` the clip range of the integer outputs;
-    `nodes` quality nodes of the bias. Inputs are integers with |x| <= ACTIVATION_MAX in units of 2^-FRACTION_BITS.
+    `nodes` quality nodes of the bias. Inputs are integers with |x| <= ACTIVATION_MAX in units of
+    2^-FRACTION_BITS.
     """
 
     weight_int: Tensor
     bias_int: Tensor
     exponent: Tensor
     out_bits: Tensor
+    _half: Tensor
+    _unit: Tensor
 
     def __init__(
         self,
@@ -82,8 +98,8 @@ class IntegerLinear(nn.Module):
         with torch.no_grad():
             reach = ACTIVATION_MAX * self.weight.abs().sum(1)
             reach = reach + self.bias.rows.abs().amax(0) * 2.0**FRACTION_BITS + 1e-9
-            # rounding adds at most half a unit per weight; half a unit of output is added for rounding
-            spare = 2.0**24 - ACTIVATION_MAX * 0.5 * self.weight.shape[1] - 2.0**20
+            # rounding adds at most half a unit per weight, and half a unit to the output
+            spare = MAX_SUM - ACTIVATION_MAX * 0.5 * self.weight.shape[1] - 2.0**20
             by_sum = torch.floor(torch.log2(spare / reach))
             by_weight = torch.floor(torch.log2(_WEIGHT_MAX / (self.weight.abs().amax(1) + 1e-9)))
             return torch.minimum(by_sum, by_weight).clamp(0, _MAX_EXPONENT)
@@ -93,7 +109,7 @@ class IntegerLinear(nn.Module):
         if self.mode == "exact":
             return self._exact(x, int(quality[0]))
         out_bits = self.out_bits
-        bias = self.bias(quality)[:, None, :]
+        bias: Tensor = self.bias(quality)[:, None, :]
         if self.mode == "float":
             out = F.linear(x, self.weight * 2.0**-FRACTION_BITS) + bias
             return (out * torch.exp2(out_bits)).clamp(self.low, self.high)
@@ -106,8 +122,17 @@ class IntegerLinear(nn.Module):
 
     # --- frozen -----------------------------------------------------------------------------
 
+    def integer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the integers that `load_integers` takes."""
+        weight, bias = tuple(self.weight.shape), tuple(self.bias.rows.shape)
+        return {"weight": weight, "bias": bias, "exponent": weight[:1]}
+
+    def integers(self) -> dict[str, Tensor]:
+        """Return the integers of the frozen layer."""
+        return {"weight": self.weight_int, "bias": self.bias_int, "exponent": self.exponent}
+
     def freeze(self) -> None:
-        """Turn the trained weights into integers, prove the bound and switch to exact arithmetic."""
+        """Turn the trained weights into integers, prove the bound, switch to exact arithmetic."""
         with torch.no_grad():
             exponent = self._exponents()
             scale = torch.exp2(exponent)
@@ -116,21 +141,27 @@ class IntegerLinear(nn.Module):
         self.load_integers(weight, bias, exponent)
 
     def load_integers(self, weight: Tensor, bias: Tensor, exponent: Tensor) -> None:
-        """Take integer weights (out, in), bias nodes (nodes, out) and exponents (out,); prove the bound.
+        """Take weights (out, in), bias nodes (nodes, out) and exponents (out,), prove the bound.
 
         Raises ModelMismatch if a partial sum could reach 2^24.
         """
         self.register_buffer("weight_int", weight.to(torch.float32), persistent=False)
         self.register_buffer("bias_int", bias.to(torch.int64), persistent=False)
         self.register_buffer("exponent", exponent.to(torch.float32), persistent=False)
-        shift = self.exponent + FRACTION_BITS - self.out_bits
-        if bool((shift < 1).any()):
+        shifts = (self.exponent + FRACTION_BITS - self.out_bits).int().tolist()
+        if not 1 <= min(shifts) <= max(shifts) <= _MAX_SHIFT:
             raise ModelMismatch(
-                f"an integer layer has a shift of {int(shift.min())}; it must be >= 1"
+                f"an integer layer shifts by {min(shifts)} to {max(shifts)} bits;"
+                f" it must be 1 to {_MAX_SHIFT}"
             )
-        if self.bound() >= _BOUND[torch.float32]:
+        # ldexp is exact everywhere; nobody promises that for the exp2 of a device
+        half = self.exponent.new_tensor([math.ldexp(1.0, shift - 1) for shift in shifts])
+        self.register_buffer("_half", half, persistent=False)
+        unit = self.exponent.new_tensor([math.ldexp(1.0, -shift) for shift in shifts])
+        self.register_buffer("_unit", unit, persistent=False)
+        if self.bound() >= MAX_SUM:
             raise ModelMismatch(
-                f"an integer layer may reach {self.bound()}, not below 2^24; export the weights again"
+                f"an integer layer may reach {self.bound()}, not below 2^24; export it again"
             )
         self.mode = "exact"
         # the float twin of the integers: what gradients see when latents are optimised
@@ -141,17 +172,14 @@ class IntegerLinear(nn.Module):
 
     def bound(self) -> int:
         """Largest absolute value that any partial sum can take, whatever the order of summation."""
-        shift = self.exponent + FRACTION_BITS - self.out_bits
         reach = self.weight_int.double().abs().sum(1) * ACTIVATION_MAX
-        reach = reach + self.bias_int.abs().amax(0).double() + torch.exp2(shift - 1).double()
+        reach = reach + self.bias_int.abs().amax(0).double() + self._half.double()
         return int(reach.max())
 
     def _exact(self, x: Tensor, quality: int) -> Tensor:
         bias = interpolate(self.bias_int, quality).to(x.dtype)
-        shift = self.exponent + FRACTION_BITS - self.out_bits
-        total = exact_linear(x, self.weight_int.to(x.dtype)) + (bias + torch.exp2(shift - 1))
-        out: Tensor = torch.floor(total * torch.exp2(-shift)).clamp(self.low, self.high)
-        return out
+        total = exact_linear(x, self.weight_int.to(x.dtype)) + (bias + self._half)
+        return torch.floor(total * self._unit).clamp(self.low, self.high)
 
 
 def interpolate(nodes: Tensor, quality: int) -> Tensor:

@@ -1,11 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building blocks shared by the axes: straight-through rounding, tables over quality, residual blocks."""
+"""Building blocks of all axes: straight-through rounding, tables over quality, residual blocks."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+M = TypeVar("M")
+N = TypeVar("N", bound=nn.Module)
+
+
+def module_list(modules: Iterable[M]) -> Sequence[M]:
+    """Return an nn.ModuleList, seen by the type checker as a sequence of its members' type."""
+    return cast(Sequence[M], nn.ModuleList(cast(Iterable[nn.Module], modules)))
+
+
+def channels_last(model: N) -> N:
+    """Move the convolutions of a model to the layout in which they run fastest; return it."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def round_ste(x: Tensor) -> Tensor:

@@ -76,31 +76,30 @@ class CodecModel(nn.Module):
         )
 
     def analysis(self, x: Tensor, quality: Tensor) -> Tensor:
-        """Map padded pictures (B, 3, H, W) in [0, 1] to latents (B, h * w, C), sixteenths of a step."""
+        """Map padded pictures (B, 3, H, W) in [0, 1] to latents (B, h * w, C), 1/16 steps."""
         y = self.transform.analysis(x, quality).float()
         step = torch.exp(self.log_step(quality))[:, None, :]
         return y.flatten(2).transpose(1, 2) * (FRACTION / step)
 
     def synthesis(self, y_hat: Tensor, grid: tuple[int, int], quality: Tensor) -> Tensor:
-        """Map latents (B, h * w, C), sixteenths of a step, to pictures (B, 3, 16 h, 16 w), not clamped."""
+        """Map latents (B, h * w, C), 1/16 steps, to pictures (B, 3, 16h, 16w), unclamped."""
         step = torch.exp(self.log_step(quality))[:, None, :]
-        y = (y_hat * (step / FRACTION)).transpose(1, 2).unflatten(2, grid)
+        y = torch.unflatten((y_hat * (step / FRACTION)).transpose(1, 2), 2, grid)
         return self.transform.synthesis(y, quality)
 
     def rate(self, x: Tensor, quality: Tensor) -> RateOutput:
-        """Quantise pictures (B, 3, H, W), H and W multiples of the stride, and estimate their bits."""
+        """Quantise pictures (B, 3, H, W), sides multiples of the stride; estimate their bits."""
         y = self.analysis(x, quality)
-        grid = x.shape[-2] // self.stride, x.shape[-1] // self.stride
+        grid = self.grid(*x.shape[-2:])
         estimator = RateEstimator(y)
         with torch.autocast(x.device.type, enabled=False):
             y_hat = self.entropy.code(estimator, *grid, quality.float())
         return RateOutput(estimator.bits, y_hat)
 
     def forward(self, x: Tensor, quality: Tensor) -> ForwardOutput:
-        """Code pictures (B, 3, H, W), H and W multiples of the stride, without a bitstream."""
+        """Code pictures (B, 3, H, W), sides multiples of the stride, without a bitstream."""
         bits, y_hat = self.rate(x, quality)
-        grid = x.shape[-2] // self.stride, x.shape[-1] // self.stride
-        return ForwardOutput(self.synthesis(y_hat, grid, quality), bits, y_hat)
+        return ForwardOutput(self.synthesis(y_hat, self.grid(*x.shape[-2:]), quality), bits, y_hat)
 
 
 class RateEstimator:
@@ -126,18 +125,18 @@ class RateEstimator:
         return target + (mean + FRACTION * rounded - target).detach()
 
 
-class LatentQuantizer:
-    """A coder that quantises `target` (1, h * w, C) to the lattice, in exact mode, for a `sink`.
+Sink = Callable[[Tensor, Tensor, Tensor], None]
+"""Takes coordinates j, bins and residuals (P * c,) of a parallel step, channels fastest."""
 
-    The sink gets the coordinates j, the bins and the residuals of every parallel step, all of
-    shape (P * c,) in coding order: position by position, channel by channel.
-    """
+
+class LatentQuantizer:
+    """A coder that quantises `target` (1, h * w, C) to the lattice, in exact mode, for a `sink`."""
 
     def __init__(
         self,
         target: Tensor,
         quantizer: Quantizer,
-        sink: Callable[[Tensor, Tensor, Tensor], None],
+        sink: Sink,
     ) -> None:
         self._target, self._quantizer, self._sink = target, quantizer, sink
 
@@ -174,7 +173,7 @@ def logistic_bits(residual: Tensor, sigma: Tensor) -> Tensor:
 
 
 def theoretical_step(lmbda: float) -> float:
-    """Return the step that minimises bpp + lmbda 255^2 MSE at high rate for an orthonormal transform.
+    """Return the best step for bpp + lmbda 255^2 MSE, orthonormal transform, high rate.
 
     One bit buys 6.02 dB: dD/dR = -2 ln 2 step^2 / 12 per latent, and MSE averages over 3 samples a
     pixel: step^2 = 36 / (2 ln 2 lmbda 255^2).

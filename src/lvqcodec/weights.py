@@ -21,6 +21,7 @@ from torch import Tensor
 from lvqcodec.coding.tables import CodingTables
 from lvqcodec.config import CodecConfig
 from lvqcodec.errors import LvqError, ModelMismatch
+from lvqcodec.layers import channels_last
 from lvqcodec.model import CodecModel
 
 WEIGHTS_VERSION = "1"
@@ -67,9 +68,10 @@ def unpack_weights(data: bytes) -> CodecModel:
         model.transform.load_state_dict(floats)
         model.log_step.load_state_dict(parts["log_step"])
         model.entropy.load_integers(parts["entropy"])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ModelMismatch(f"the weights do not fit their configuration ({reason})") from None
     except LvqError as error:
         raise ModelMismatch(str(error)) from None
-    return model.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    model.requires_grad_(False).eval()
+    return channels_last(model)

@@ -16,7 +16,7 @@ __all__ = ["FRACTION", "LATENT_LIMIT", "NUM_BINS", "SIGMAS", "LatentCoder"]
 
 
 class LatentCoder(Protocol):
-    """What one parallel step hands to the coder: an encoder, a decoder or an estimator of the rate."""
+    """What takes the parallel steps: an encoder, a decoder or an estimator of the rate."""
 
     def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
         """Code the latents of a parallel step.

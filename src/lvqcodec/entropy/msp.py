@@ -10,9 +10,9 @@ after the other, then the rest: scales * subgroups * (seeds + 1) + 1 parallel st
 Only the positions of the step at hand are computed. For each of them
     known neighbours (3x3 at the spacing of the scale) --per-channel linear predictor--> p
     compand(neighbours - p), features of the coarser grid, seeds at the position --network--> m, t
-and the latent is expected around p + m (1/16 step) with the scale bin t (1/16 bin). Which neighbours
-are known follows from the order of coding alone (`CodingOrder`): a position that is not decoded yet
-cannot be read, because no index points to it.
+and the latent is expected around p + m (1/16 step) with the scale bin t (1/16 bin). Which
+neighbours are known follows from the order of coding alone (`CodingOrder`): a position that is not
+decoded yet cannot be read, because no index points to it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lvqcodec.config import EntropyConfig
 from lvqcodec.entropy.base import FRACTION, LATENT_LIMIT, NUM_BINS, LatentCoder
 from lvqcodec.errors import ModelMismatch
 from lvqcodec.integer import ACTIVATION_MAX, IntegerLinear, Mode
-from lvqcodec.layers import floor_ste, round_ste
+from lvqcodec.layers import floor_ste, module_list, round_ste
+
+Device = torch.device | str
 
 QUALITY_NODES = 6
 _PREDICTOR_ONE = 256
@@ -41,26 +45,38 @@ SCALE_MAX = FRACTION * (NUM_BINS - 1)
 _MEAN_BITS, _SCALE_BITS = 4, 7
 BINS_PER_UNIT = 2 ** (_SCALE_BITS - 4)
 
+_STORED = {"weight": torch.int16, "bias": torch.int32, "exponent": torch.int8}
+
 
 # --- the order of coding ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Subgroup:
-    """Positions coded in parallel: flat indices (P,), their known neighbours (P, N), their parents (P,)."""
+    """Positions coded in parallel: flat indices (P,), known neighbours (P, N), parents (P,)."""
 
     positions: Tensor
     neighbours: Tensor
     parents: Tensor
 
+    def to(self, device: Device) -> Subgroup:
+        """Return the same indices on `device`."""
+        indices = (self.positions, self.neighbours, self.parents)
+        return Subgroup(*(index.to(device) for index in indices))
+
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale: the coarser grid (Q,), its 3x3 windows (Q, 9) (index Q: outside) and the subgroups."""
+    """One scale: the coarser grid (Q,), its 3x3 windows (Q, 9) with Q for outside, the subgroups."""
 
     coarse: Tensor
     windows: Tensor
     subgroups: tuple[Subgroup, ...]
+
+    def to(self, device: Device) -> Scale:
+        """Return the same indices on `device`."""
+        subgroups = tuple(subgroup.to(device) for subgroup in self.subgroups)
+        return Scale(self.coarse.to(device), self.windows.to(device), subgroups)
 
 
 @dataclass(frozen=True)
@@ -70,11 +86,15 @@ class CodingOrder:
     coarsest: Tensor
     scales: tuple[Scale, ...]
 
+    def to(self, device: Device) -> CodingOrder:
+        """Return the same indices on `device`."""
+        return CodingOrder(self.coarsest.to(device), tuple(s.to(device) for s in self.scales))
+
 
 def subgroup_places(block: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return the (row, column) places of a subgroup block in coding order, coarser places left out.
+    """Return the (row, column) places of a block in coding order, without the coarser scales' one.
 
-    Places on both odd rows and odd columns come first, so that later ones have neighbours on all sides.
+    Places on odd rows and odd columns come first: later ones then have neighbours on all sides.
     """
     rows, columns = block
     places = [(i, j) for i in range(rows) for j in range(columns) if i % 2 or j % 2]
@@ -97,45 +117,57 @@ def known_offsets(block: tuple[int, int], subgroup: int) -> list[tuple[int, int]
 
 
 @lru_cache(maxsize=64)
-def coding_order(height: int, width: int, scales: int, block: tuple[int, int]) -> CodingOrder:
-    """Return the order of coding of an h x w grid (on the CPU)."""
+@torch.inference_mode(False)  # the indices are kept, and training may be the next to use them
+def coding_order(
+    height: int, width: int, scales: int, block: tuple[int, int], device: Device = "cpu"
+) -> CodingOrder:
+    """Return the order of coding of an h x w grid."""
     grid = torch.arange(height * width).reshape(height, width)
-    nowhere = height * width
-    result = []
-    for scale in range(scales - 1, -1, -1):
-        step = 2**scale
-        fine = grid[::step, ::step]
-        coarse = fine[::2, ::2]
-        subgroups = []
-        places = subgroup_places(block)
-        rank = torch.full((block[0], block[1]), -1)
-        for index, place in enumerate(places):
-            rank[place] = index
-        rows = torch.arange(fine.shape[0])[:, None].expand(fine.shape)
-        columns = torch.arange(fine.shape[1])[None, :].expand(fine.shape)
-        order = rank[rows % block[0], columns % block[1]]
-        for index in range(len(places)):
-            here = order == index
-            i, j = rows[here], columns[here]
+    spacings = [2**scale for scale in reversed(range(scales))]
+    return CodingOrder(
+        grid[:: 2**scales, :: 2**scales].flatten(),
+        tuple(_scale(grid[::s, ::s], block, nowhere=height * width) for s in spacings),
+    ).to(device)
 
-            def look(di: int, dj: int, i: Tensor, j: Tensor, index: int) -> Tensor:
-                """Flat index of the neighbour; `nowhere` if outside or not decoded yet."""
-                a, b = i + di, j + dj
-                inside = (a >= 0) & (a < fine.shape[0]) & (b >= 0) & (b < fine.shape[1])
-                a, b = a.clamp(0, fine.shape[0] - 1), b.clamp(0, fine.shape[1] - 1)
-                return torch.where(inside & (order[a, b] < index), fine[a, b], nowhere)
 
-            columns_of_neighbours = []
-            for di, dj in known_offsets(block, index):
-                found = look(di, dj, i, j, index)
-                for mirrored in ((-di, dj), (di, -dj), (-di, -dj)):
-                    # beyond the border of the grid a neighbour's mirror image stands in for it
-                    found = torch.where(found == nowhere, look(*mirrored, i, j, index), found)
-                columns_of_neighbours.append(found)
-            parents = (i // 2) * coarse.shape[1] + j // 2
-            subgroups.append(Subgroup(fine[here], torch.stack(columns_of_neighbours, 1), parents))
-        result.append(Scale(coarse.flatten(), _windows(*coarse.shape), tuple(subgroups)))
-    return CodingOrder(grid[:: 2**scales, :: 2**scales].flatten(), tuple(result))
+def _scale(fine: Tensor, block: tuple[int, int], nowhere: int) -> Scale:
+    """Order what the grid `fine` (h, w) of flat indices adds to every second row and column."""
+    coarse = fine[::2, ::2]
+    subgroups = range(len(subgroup_places(block)))
+    return Scale(
+        coarse.flatten(),
+        _windows(*coarse.shape),
+        tuple(_subgroup(fine, block, index, nowhere) for index in subgroups),
+    )
+
+
+def _subgroup(fine: Tensor, block: tuple[int, int], index: int, nowhere: int) -> Subgroup:
+    """Return the positions of `fine` (h, w) in subgroup `index` and what is known around them."""
+    turns = _turns(fine.shape[0], fine.shape[1], block)
+    rows, columns = torch.nonzero(turns == index, as_tuple=True)
+    known = F.pad(fine.where(turns < index, nowhere), (1, 1, 1, 1), value=nowhere)
+
+    def look(i: int, j: int) -> Tensor:
+        return known[rows + 1 + i, columns + 1 + j]
+
+    neighbours = []
+    for i, j in known_offsets(block, index):
+        found = look(i, j)
+        for mirrored in ((-i, j), (i, -j), (-i, -j)):
+            # beyond the border of the grid a neighbour's mirror image stands in for it
+            found = torch.where(found == nowhere, look(*mirrored), found)
+        neighbours.append(found)
+    parents = (rows // 2) * -(-fine.shape[1] // 2) + columns // 2
+    return Subgroup(fine[rows, columns], torch.stack(neighbours, 1), parents)
+
+
+def _turns(height: int, width: int, block: tuple[int, int]) -> Tensor:
+    """Return the subgroup (h, w) of every position; -1 for those of coarser scales."""
+    turns = torch.full(block, -1)
+    for turn, place in enumerate(subgroup_places(block)):
+        turns[place] = turn
+    rows, columns = block
+    return turns.repeat(-(-height // rows), -(-width // columns))[:height, :width]
 
 
 def _windows(height: int, width: int) -> Tensor:
@@ -169,6 +201,14 @@ class Predictor(nn.Module):
         total = (neighbours * self.weight_int.to(neighbours.dtype)).sum(-2)
         return torch.floor((total + _PREDICTOR_ONE // 2) / _PREDICTOR_ONE)
 
+    def integer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the integers that `load_integers` takes."""
+        return {"weight": tuple(self.weight.shape)}
+
+    def integers(self) -> dict[str, Tensor]:
+        """Return the integers of the frozen layer."""
+        return {"weight": self.weight_int}
+
     def freeze(self) -> None:
         """Turn the weights into integers and switch to exact arithmetic."""
         weight = torch.round(self.weight.detach() * _PREDICTOR_ONE)
@@ -195,7 +235,8 @@ class ResidualLinear(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, quality: Tensor) -> Tensor:
         """Add to x (B, P, C) what the network makes of context (B, P, window * C)."""
-        return (x + self.outer(self.inner(context, quality), quality)).clamp(0, ACTIVATION_MAX)
+        change: Tensor = self.outer(self.inner(context, quality), quality)
+        return (x + change).clamp(0, ACTIVATION_MAX)
 
 
 class Trunk(nn.Module):
@@ -204,11 +245,11 @@ class Trunk(nn.Module):
     def __init__(self, config: EntropyConfig, channels: int) -> None:
         super().__init__()
         self.enter = IntegerLinear(channels, config.trunk, nodes=QUALITY_NODES)
-        self.blocks = nn.ModuleList(ResidualLinear(config.trunk, 9) for _ in range(config.depth))
+        self.blocks = module_list(ResidualLinear(config.trunk, 9) for _ in range(config.depth))
 
     def forward(self, x: Tensor, windows: Tensor, quality: Tensor) -> Tensor:
         """Map companded latents (B, Q, C) to features (B, Q, trunk)."""
-        hidden = self.enter(x, quality)
+        hidden: Tensor = self.enter(x, quality)
         for block in self.blocks:
             padded = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], 1)
             hidden = block(hidden, _gather(padded, windows).flatten(2), quality)
@@ -225,12 +266,12 @@ class ContextNetwork(nn.Module):
         self.enter = IntegerLinear(
             neighbours * channels + config.trunk, config.hidden, nodes=QUALITY_NODES
         )
-        self.blocks = nn.ModuleList(ResidualLinear(config.hidden) for _ in range(config.depth))
+        self.blocks = module_list(ResidualLinear(config.hidden) for _ in range(config.depth))
         groups = channel_groups(config, channels)
-        self.seed_inputs = nn.ModuleList(
+        self.seed_inputs = module_list(
             IntegerLinear(group.start, config.hidden, low=-ACTIVATION_MAX) for group in groups[1:]
         )
-        self.heads = nn.ModuleList(_head(config.hidden, g.stop - g.start) for g in groups)
+        self.heads = module_list(_head(config.hidden, g.stop - g.start) for g in groups)
 
 
 def _head(channels_in: int, channels: int) -> IntegerLinear:
@@ -250,13 +291,12 @@ def _head(channels_in: int, channels: int) -> IntegerLinear:
 def channel_groups(config: EntropyConfig, channels: int) -> list[slice]:
     """Return the channel groups in coding order: the seed groups, then the rest."""
     edges = [min(i * config.seed_channels, channels) for i in range(config.seeds + 1)] + [channels]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
     """Pick rows of x (B, R, C) by an index (P, N): (B, P, N, C)."""
-    picked = x.index_select(1, index.flatten())
-    return picked.unflatten(1, index.shape)
+    return torch.unflatten(x.index_select(1, index.flatten()), 1, index.shape)
 
 
 class MultiScaleProgressive(nn.Module):
@@ -273,9 +313,9 @@ class MultiScaleProgressive(nn.Module):
         # the finest scale holds three quarters of the latents and has networks of its own
         sets = min(config.scales, 2)
         subgroups = len(subgroup_places(config.block))
-        self.trunks = nn.ModuleList(Trunk(config, channels) for _ in range(sets))
-        self.networks = nn.ModuleList(
-            nn.ModuleList(ContextNetwork(config, channels, k) for k in range(subgroups))
+        self.trunks = module_list(Trunk(config, channels) for _ in range(sets))
+        self.networks = module_list(
+            module_list(ContextNetwork(config, channels, k) for k in range(subgroups))
             for _ in range(sets)
         )
         self.register_buffer("compand_table", compand_table(), persistent=False)
@@ -306,35 +346,30 @@ class MultiScaleProgressive(nn.Module):
 
     def to_integers(self) -> dict[str, Tensor]:
         """The integers of a frozen model by name, in the smallest types that hold them."""
-        arrays: dict[str, Tensor] = {}
-        for name, layer in self.layers():
-            arrays[f"{name}.weight"] = layer.weight_int.to(torch.int16)
-            if isinstance(layer, IntegerLinear):
-                arrays[f"{name}.bias"] = layer.bias_int.to(torch.int32)
-                arrays[f"{name}.exponent"] = layer.exponent.to(torch.int8)
-        return arrays
+        return {
+            f"{name}.{part}": integers.to(_STORED[part])
+            for name, layer in self.layers()
+            for part, integers in layer.integers().items()
+        }
 
     def load_integers(self, arrays: Mapping[str, Tensor]) -> None:
-        """Reverse of `to_integers`: proves every bound again; ModelMismatch if anything is amiss."""
-        wanted: set[str] = set()
+        """Undo `to_integers`, every bound proved again; ModelMismatch if anything is amiss."""
+        left = dict(arrays)
         for name, layer in self.layers():
-            parts = (
-                ("weight", "bias", "exponent") if isinstance(layer, IntegerLinear) else ("weight",)
-            )
-            names = [f"{name}.{part}" for part in parts]
-            missing = [n for n in names if n not in arrays]
-            if missing:
-                raise ModelMismatch(f"the weights lack {missing[0]!r}; install them again")
-            tensors = [arrays[n] for n in names]
-            if tensors[0].shape != layer.weight.shape:
-                raise ModelMismatch(
-                    f"{names[0]} is of shape {tuple(tensors[0].shape)}, not {tuple(layer.weight.shape)}"
-                )
-            layer.load_integers(*tensors)
-            wanted.update(names)
-        unknown = sorted(set(arrays) - wanted)
-        if unknown:
-            raise ModelMismatch(f"the weights hold an unknown {unknown[0]!r}; upgrade lvqcodec")
+            parts = {}
+            for part, shape in layer.integer_shapes().items():
+                stored = left.pop(f"{name}.{part}", None)
+                if stored is None:
+                    raise ModelMismatch(f"the weights lack '{name}.{part}'; install them again")
+                if stored.dtype != _STORED[part] or stored.shape != shape:
+                    raise ModelMismatch(
+                        f"'{name}.{part}' is {stored.dtype} {tuple(stored.shape)}, not"
+                        f" {_STORED[part]} {shape}; install the weights again"
+                    )
+                parts[part] = stored
+            layer.load_integers(**parts)
+        if left:
+            raise ModelMismatch(f"the weights hold an unknown {min(left)!r}; upgrade lvqcodec")
         self.mode = "exact"
 
     def compand(self, x: Tensor) -> Tensor:
@@ -353,7 +388,7 @@ class MultiScaleProgressive(nn.Module):
         """
         device = quality.device
         carrier = quality.dtype
-        order = _order_on(height, width, self.config.scales, self.config.block, str(device))
+        order = coding_order(height, width, self.config.scales, self.config.block, device)
         groups = channel_groups(self.config, self.channels)
         batch = quality.shape[0]
         y = torch.zeros(batch, height * width + 1, self.channels, dtype=carrier, device=device)
@@ -412,26 +447,3 @@ def compand_table() -> Tensor:
             value += 1
         values.append(value)
     return torch.tensor(values, dtype=torch.float32)
-
-
-@lru_cache(maxsize=64)
-def _order_on(
-    height: int, width: int, scales: int, block: tuple[int, int], device: str
-) -> CodingOrder:
-    order = coding_order(height, width, scales, block)
-    if device == "cpu":
-        return order
-    return CodingOrder(
-        order.coarsest.to(device),
-        tuple(
-            Scale(
-                s.coarse.to(device),
-                s.windows.to(device),
-                tuple(
-                    Subgroup(g.positions.to(device), g.neighbours.to(device), g.parents.to(device))
-                    for g in s.subgroups
-                ),
-            )
-            for s in order.scales
-        ),
-    )

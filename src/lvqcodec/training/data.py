@@ -27,7 +27,7 @@ def _encoded_pictures(sources: Sequence[str | Path]) -> Iterator[tuple[str, byte
                 yield path.name, path.read_bytes()
             for path in sorted(source.rglob("*.tar")):
                 yield from _encoded_pictures([path])
-        elif tarfile.is_tarfile(source):
+        elif source.is_file() and tarfile.is_tarfile(source):
             with tarfile.open(source) as archive:
                 for member in archive:
                     if Path(member.name).suffix.lower() in _SUFFIXES:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a training run to an installable model: integers, fitted tables, a last polish, weights, card."""
+"""From a training run to an installable model: integers, fitted tables, a last polish, a card."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 
 from lvqcodec import __version__
 from lvqcodec.coding.tables import CodingTables, Histograms, fit_tables, parametric_tables
+from lvqcodec.config import QUALITIES
+from lvqcodec.errors import UsageError
 from lvqcodec.imageio import atomic_write
-from lvqcodec.model import CodecModel, LatentQuantizer
+from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.loop import Trainer, choose_device, group_of, say
@@ -36,15 +39,17 @@ def export(
     name: str,
     out: str | Path = "models",
     data: Sequence[str | Path] = (),
-    minutes: float = 0.0,
+    minutes: float | None = None,
     device: str = "auto",
 ) -> Path:
     """Write `out`/`name`.safetensors and its card from the averaged weights of a run.
 
     `data` (folders or tar files) is what the probability rows are fitted on; without it they stay
-    those of a logistic distribution. `minutes` > 0 then trains g_s alone on truly quantised latents.
-    Returns the path of the weights.
+    those of a logistic distribution. `minutes` of training g_s alone on truly quantised latents
+    may follow. Returns the path of the weights; raises UsageError.
     """
+    if minutes and not data:
+        raise UsageError(f"{minutes:g} minutes of training need pictures; name some with --data")
     where = torch.device(choose_device(device))
     folder, target = Path(run_dir), Path(out)
     recipe = Recipe.load(folder / "recipe.toml")
@@ -60,51 +65,56 @@ def export(
         for index in range(_FIT_ROUNDS):
             model.tables, bpp = _fit(model, crops)
             say(f"tables {index + 1}/{_FIT_ROUNDS}: {bpp:.4f} bpp before this fit")
-        if minutes > 0:
+        if minutes:
             polish(model, sampler, generator, minutes=minutes)
     target.mkdir(parents=True, exist_ok=True)
     weights = pack_weights(model)
     path = target / f"{name}.safetensors"
     atomic_write(path, weights)
-    card = _card(name, hashlib.sha256(weights).hexdigest(), recipe, trainer, minutes)
+    card = _card(name, hashlib.sha256(weights).hexdigest(), recipe, trainer, minutes or 0)
     atomic_write(path.with_suffix(".toml"), card.encode())
     say(f"{path}: {len(weights) / 2**20:.1f} MiB")
     return path
 
 
-Sink = Callable[[Tensor, Tensor, Tensor], None]
-
-
 @torch.no_grad()
-def quantise(model: CodecModel, crop: Tensor, quality: int, lattice: str, sink: Sink) -> Tensor:
+def _quantise(
+    model: CodecModel, crop: Tensor, quality: int, quantizer: Quantizer, sink: Sink
+) -> Tensor:
     """Return the latents (1, h * w, C) of a crop (3, H, W) as the codec would code them."""
-    assert model.tables is not None
     at = torch.full((1,), float(quality), device=crop.device)
-    grid = crop.shape[-2] // model.stride, crop.shape[-1] // model.stride
-    coder = LatentQuantizer(model.analysis(crop[None], at), Quantizer(lattice, model.tables), sink)
-    return model.entropy.code(coder, *grid, at)
+    coder = LatentQuantizer(model.analysis(crop[None], at), quantizer, sink)
+    return model.entropy.code(coder, *model.grid(*crop.shape[-2:]), at)
+
+
+class _Tally:
+    """A sink that adds up what a quantizer chooses, and its cost."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.quantizer = quantizer
+        self.histograms = Histograms.empty()
+        self.bits = 0.0
+
+    def __call__(self, j: Tensor, bins: Tensor, residual: Tensor) -> None:
+        self.histograms += self.quantizer.histograms(j, bins, residual)
+        self.bits += self.quantizer.bits(j, bins)
+
+
+def _ignore(j: Tensor, bins: Tensor, residual: Tensor) -> None:
+    """A sink for those who want the latents alone."""
 
 
 def _fit(model: CodecModel, crops: Tensor) -> tuple[CodingTables, float]:
-    """Refit the tables to what the quantizers choose with the present ones; also their mean rate."""
+    """Refit the tables to what is chosen by the present ones; also the bpp of these, with E8."""
     assert model.tables is not None
-    seen = {"z": Histograms.empty(), "e8": Histograms.empty()}
-    bits = 0.0
-    for lattice in seen:
-        quantizer = Quantizer(lattice, model.tables)
-
-        def sink(j: Tensor, bins: Tensor, residual: Tensor, lattice: str = lattice) -> None:
-            nonlocal bits
-            seen[lattice] += quantizer.histograms(j, bins, residual)
-            if lattice == "e8":
-                bits += quantizer.bits(j, bins)
-
+    z, e8 = _Tally(Quantizer("z", model.tables)), _Tally(Quantizer("e8", model.tables))
+    for tally in (z, e8):
         for index, crop in enumerate(crops):
-            quantise(model, crop, index % 101, lattice, sink)
+            _quantise(model, crop, index % len(QUALITIES), tally.quantizer, tally)
     # one set of scalar rows serves both lattices, and with Z^n every bin of it is seen
-    counts = np.stack([seen["z"].counts[0], seen["e8"].counts[1]])
-    offsets = np.stack([seen["z"].offsets[0], seen["e8"].offsets[1]])
-    return fit_tables(Histograms(counts, offsets)), bits / (len(crops) * _CROP**2)
+    counts = np.stack([z.histograms.counts[0], e8.histograms.counts[1]])
+    offsets = np.stack([z.histograms.offsets[0], e8.histograms.offsets[1]])
+    return fit_tables(Histograms(counts, offsets)), e8.bits / (len(crops) * _CROP**2)
 
 
 def polish(
@@ -117,6 +127,8 @@ def polish(
     lr: float = 1e-4,
 ) -> None:
     """Train g_s for some minutes on latents as the codec codes them: lattice, RDO and centroids."""
+    assert model.tables is not None
+    quantizer = Quantizer(model.config.lattice, model.tables)
     parameters = [
         p
         for name, p in model.named_parameters()
@@ -127,27 +139,22 @@ def polish(
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(parameters, lr=lr)
     start, step = time.monotonic(), 0
-
-    def ignore(j: Tensor, bins: Tensor, residual: Tensor) -> None:
-        pass
-
     while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
         crops = sampler.sample(batch, _CROP, generator)
         strata = torch.arange(batch) + torch.rand(batch, generator=generator)
         qualities = (strata * (101 / batch)).long().clamp(max=100).tolist()
-        lattice = model.config.lattice
         latents = [
-            quantise(model, c, q, lattice, ignore) for c, q in zip(crops, qualities, strict=True)
+            _quantise(model, crop, quality, quantizer, _ignore)
+            for crop, quality in zip(crops, qualities, strict=True)
         ]
         at = torch.tensor(qualities, dtype=torch.float32, device=crops.device)
-        grid = (_CROP // model.stride, _CROP // model.stride)
-        x_hat = model.synthesis(torch.cat(latents), grid, at)
+        x_hat = model.synthesis(torch.cat(latents), model.grid(_CROP, _CROP), at)
         mse = (x_hat - crops).square().mean((1, 2, 3))
         # the logarithm balances the qualities: each counts by its relative error
         loss = torch.log(mse + 1e-6).mean()
         optimizer.param_groups[0]["lr"] = lr * (1 - progress)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
@@ -168,7 +175,8 @@ def _card(name: str, digest: str, recipe: Recipe, trainer: Trainer, polish_minut
         "licence": "Apache-2.0",
         "lvqcodec": __version__,
         "parameters": parameters,
-        "loss": "bpp + lmbda * 255^2 * MSE, lmbda = lmbda_min * (lmbda_max / lmbda_min)^(quality / 100)",
+        "loss": "bpp + lmbda * 255^2 * MSE,"
+        " lmbda = lmbda_min * (lmbda_max / lmbda_min)^(quality / 100)",
         "lmbda_range": [recipe.codec.lmbda_min, recipe.codec.lmbda_max],
     }
     history = {
@@ -182,6 +190,9 @@ def _card(name: str, digest: str, recipe: Recipe, trainer: Trainer, polish_minut
         "polish_minutes": polish_minutes,
         "seed": recipe.seed,
     }
-    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
-    text += "\n[[training]]\n"
-    return text + "".join(f"{key} = {json.dumps(value)}\n" for key, value in history.items())
+    return f"{_toml(lines)}\n[[training]]\n{_toml(history)}"
+
+
+def _toml(values: dict[str, Any]) -> str:
+    """Write strings, numbers and lists of them as lines of TOML; JSON has the same forms."""
+    return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items())

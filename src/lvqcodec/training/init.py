@@ -17,7 +17,7 @@ _LOG_MIN, _LOG_SPAN = math.log(SIGMAS[0]), math.log(SIGMAS[1] / SIGMAS[0])
 
 @torch.no_grad()
 def initialise(model: CodecModel, crops: Tensor) -> None:
-    """Set everything that crops (B, 3, H, W) determine: KLT, linear predictors, scales per quality."""
+    """Set what crops (B, 3, H, W) determine: KLT, linear predictors, scales per quality."""
     _set_klt(model, crops)
     _set_probabilities(model, crops)
 

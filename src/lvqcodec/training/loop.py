@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: stages of a recipe, bounded by time, resumable, deterministic from its seed."""
+"""The training loop: stages of a recipe, bounded by time, resumable, fixed by its seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lvqcodec.errors import UsageError
-from lvqcodec.layers import QualityTable
+from lvqcodec.layers import QualityTable, channels_last
 from lvqcodec.model import CodecModel
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.init import initialise
@@ -52,13 +52,13 @@ def _rate_class(name: str, model: nn.Module) -> str:
 
 
 class Trainer:
-    """Everything that a checkpoint holds: weights, their average, optimiser, counters, random state."""
+    """What a checkpoint holds: weights, their average, optimiser, counters, random state."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.device = device
-        self.model = CodecModel(recipe.codec).to(device).to(memory_format=torch.channels_last)
+        self.model = channels_last(CodecModel(recipe.codec).to(device))
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.reference = torch.zeros(_BINS, device=device)
@@ -111,7 +111,7 @@ class Trainer:
         loss = bpp + lmbda * 255**2 * mse
         balanced = (loss / self._reference(loss.detach(), quality)).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        balanced.backward()
+        balanced.backward()  # type: ignore[no-untyped-call]
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         if bool(torch.isfinite(norm)):
@@ -167,7 +167,7 @@ class Trainer:
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint of the same recipe."""
-        state = torch.load(folder / CHECKPOINT, map_location=self.device, weights_only=True)
+        state = self._read(folder)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"].cpu())
@@ -182,9 +182,17 @@ class Trainer:
 
     def load_weights(self, folder: Path) -> None:
         """Start from the averaged weights of another run."""
-        state = torch.load(folder / CHECKPOINT, map_location=self.device, weights_only=True)
+        state = self._read(folder)
         self.model.load_state_dict(state["average"])
         self.average.load_state_dict(state["average"])
+
+    def _read(self, folder: Path) -> dict[str, Any]:
+        path = folder / CHECKPOINT
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except OSError as error:
+            raise UsageError(f"no checkpoint {str(path)!r}: {error.strerror}") from None
+        return dict(state)
 
 
 def train(
@@ -279,7 +287,7 @@ def validate(
     pictures: Sequence[np.ndarray],
     qualities: Sequence[int] = (5, 25, 50, 75, 95),
 ) -> list[dict[str, float]]:
-    """Return the estimated bpp and the PSNR of whole pictures, means over the pictures, per quality."""
+    """Return estimated bpp and PSNR of whole pictures, means over the pictures, per quality."""
     device = next(model.parameters()).device
     points = []
     for quality in qualities:

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lvqcodec.config import CodecConfig
+from lvqcodec.config import CodecConfig, from_table
 from lvqcodec.errors import UsageError
 
 GROUPS = ("klt", "analysis", "synthesis", "entropy", "steps")
@@ -29,8 +27,17 @@ class Stage:
     lr_end: float = 1e-4
     simulate: bool = False
     """Train the context networks with their integer arithmetic simulated."""
-    reset: bool = True
-    """Start the optimiser's moments afresh."""
+
+    def __post_init__(self) -> None:
+        wrong = sorted(set(self.train) - set(GROUPS))
+        if wrong or not self.train:
+            what = repr(wrong[0]) if wrong else "nothing"
+            raise UsageError(f"stage {self.name!r} trains {what}; choose from {', '.join(GROUPS)}")
+        for name in ("steps", "batch", "crop"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"stage {self.name!r}: {name} = {getattr(self, name)} must be at least 1"
+                )
 
 
 @dataclass(frozen=True)
@@ -56,26 +63,7 @@ class Recipe:
             raise UsageError(f"cannot read recipe {str(path)!r}: {error.strerror}") from None
         except ValueError as error:
             raise UsageError(f"recipe {str(path)!r} is no valid TOML: {error}") from None
-        stages = tuple(_stage(entry, i) for i, entry in enumerate(data.pop("stage", [])))
+        stages = data.pop("stage", [])
         if not stages:
             raise UsageError(f"recipe {str(path)!r} has no [[stage]]")
-        codec = CodecConfig.from_dict(data.pop("codec", {}))
-        known = {f.name for f in dataclasses.fields(cls)} - {"codec", "stages"}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise UsageError(f"unknown setting {unknown[0]!r} in recipe {str(path)!r}")
-        return cls(codec=codec, stages=stages, **data)
-
-
-def _stage(entry: dict[str, Any], index: int) -> Stage:
-    known = {f.name for f in dataclasses.fields(Stage)}
-    unknown = sorted(set(entry) - known)
-    if unknown:
-        raise UsageError(f"unknown setting {unknown[0]!r} in stage {index}; known: {sorted(known)}")
-    missing = {"name", "steps", "train"} - set(entry)
-    if missing:
-        raise UsageError(f"stage {index} lacks {sorted(missing)[0]!r}")
-    wrong = sorted(set(entry["train"]) - set(GROUPS))
-    if wrong:
-        raise UsageError(f"stage {entry['name']!r} trains {wrong[0]!r}; choose from {GROUPS}")
-    return Stage(**{**entry, "train": tuple(entry["train"])})
+        return from_table(cls, {"codec": {}, **data, "stages": stages}, "recipe")

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lapped KLT with residual networks beside it.
 
-    x --prefilter--> 16x16 blocks --KLT--+--> y        y_hat --KLT^T--> blocks --postfilter--+--> x_hat
-     \\--1/8 network--1/16 network--------/                 \\--1/16 network--1/8 network-----/
+    x --prefilter--> 16x16 blocks --KLT--+--> y
+     \\--1/8 network--1/16 network--------/
+
+    y_hat --KLT^T--> blocks --postfilter--+--> x_hat
+     \\--1/16 network--1/8 network---------/
 
 The linear path alone is a complete orthogonal transform codec, so that training starts from
 transform coding and not from noise; the networks start at zero and learn what it lacks.
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lvqcodec.config import TransformConfig
-from lvqcodec.layers import QualityTable, ResidualBlock
+from lvqcodec.layers import QualityTable, ResidualBlock, module_list
 
 STRIDE = 16
 """Pixels per latent position and direction."""
@@ -41,14 +44,15 @@ def lapped_filter(size: int) -> Tensor:
     flip = eye.flip(0)
     rotation = flip @ dct2.T @ dct4 @ flip
     butterfly = torch.cat([torch.cat([eye, flip], 1), torch.cat([flip, -eye], 1)])
-    return 0.5 * butterfly @ torch.block_diag(eye, rotation) @ butterfly
+    blocks: Tensor = torch.block_diag(eye, rotation)  # type: ignore[no-untyped-call]
+    return 0.5 * butterfly @ blocks @ butterfly
 
 
 def _across_borders(x: Tensor, filter_: Tensor) -> Tensor:
-    """Multiply the 16 samples around every inner block border of the last dimension by `filter_`."""
+    """Multiply the 16 samples around every inner border of the last dimension by `filter_`."""
     half = STRIDE // 2
     inner = x[..., half:-half]
-    inner = (inner.unflatten(-1, (-1, STRIDE)) @ filter_.T).flatten(-2)
+    inner = (torch.unflatten(inner, -1, (-1, STRIDE)) @ filter_.T).flatten(-2)
     return torch.cat([x[..., :half], inner, x[..., -half:]], -1)
 
 
@@ -71,7 +75,7 @@ def _unshuffle(x: Tensor, factor: int) -> Tensor:
 
 def _shuffle(x: Tensor, factor: int) -> Tensor:
     """Undo `_unshuffle`; channels last in memory."""
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     x = x.permute(0, 2, 3, 1).reshape(batch, height, width, -1, factor, factor)
     x = x.permute(0, 1, 4, 2, 5, 3).reshape(batch, height * factor, width * factor, -1)
     return x.permute(0, 3, 1, 2)
@@ -93,7 +97,7 @@ class _Stage(nn.Module):
 
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(ResidualBlock(channels, nodes=_NODES) for _ in range(blocks))
+        self.blocks = module_list(ResidualBlock(channels, nodes=_NODES) for _ in range(blocks))
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
         for block in self.blocks:
@@ -105,6 +109,7 @@ class LappedTransform(nn.Module):
     """Analysis g_a and synthesis g_s between pictures and latents at 1/16 resolution."""
 
     stride = STRIDE
+    prefilter: Tensor
 
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
@@ -129,11 +134,11 @@ class LappedTransform(nn.Module):
         self.synthesis_out = Pointwise(width8, _BLOCK // 4)
         for last in (self.analysis_out, self.synthesis_out):
             nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(last.bias)
 
     def blocks(self, x: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W), H and W multiples of 16, to lapped blocks (B, 768, H/16, W/16)."""
-        return _unshuffle(_lap(x - 0.5, self.prefilter), STRIDE)  # type: ignore[arg-type]
+        """Map pictures (B, 3, H, W), sides multiples of 16, to blocks (B, 768, H/16, W/16)."""
+        return _unshuffle(_lap(x - 0.5, self.prefilter), STRIDE)
 
     def analysis(self, x: Tensor, quality: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W) in [0, 1] and qualities (B,) to latents (B, C, H/16, W/16)."""
@@ -146,9 +151,8 @@ class LappedTransform(nn.Module):
         return out
 
     def synthesis(self, y_hat: Tensor, quality: Tensor) -> Tensor:
-        """Map latents (B, C, h, w) and qualities (B,) to pictures (B, 3, 16 h, 16 w), not clamped."""
-        post = self.prefilter.T  # type: ignore[operator]
-        linear = _lap(_shuffle(self.inverse_klt(y_hat), STRIDE), post)
+        """Map latents (B, C, h, w) and qualities (B,) to pictures (B, 3, 16h, 16w), unclamped."""
+        linear = _lap(_shuffle(self.inverse_klt(y_hat), STRIDE), self.prefilter.T)
         hidden = self.synthesis16(self.synthesis_in(y_hat), quality)
         hidden = _shuffle(self.synthesis_up(hidden), 2)
         seen = _unshuffle(linear, 8)
