@@ -119,6 +119,10 @@ def test_encode_and_decode_with_default_names(png: Path) -> None:
     psnr = float(line.split(", ")[2].removesuffix(" dB"))
 
     original = imageio.load(png)
+    refused = lvq("decode", png.with_suffix(".lvq"))
+    assert refused.exit_code == 2
+    assert "exists already" in refused.stderr
+    assert np.array_equal(imageio.load(png), original)
     png.unlink()
     assert lvq("decode", png.with_suffix(".lvq")).exit_code == 0
     x_hat = imageio.load(png)

@@ -94,7 +94,7 @@ def test_scalar_choice_beats_all_neighbours():
     candidates = np.concatenate((2 * np.rint(x).astype(int) + steps, 0 * steps[:1] * j))
     least = cost(quantizer, 0, candidates, x, bins).min(0)
     chosen = cost(quantizer, 0, j, x, bins)
-    # -1: a value farther out than the nearest is never tried, though its centroid may be nearer
+    # values farther out than the nearest are never tried, though now and then a centroid is nearer
     assert (chosen <= least + 1e-5).mean() > 0.999
     assert (chosen - least).max() < 0.05
     assert (np.abs(j) < np.abs(2 * np.rint(x))).any()
@@ -253,13 +253,13 @@ def test_words_are_pinned():
     """An even and an odd vector, mixed with small scalars; three left over, one of them far out."""
     even, odd = [0, 2, 0, -4, 0, 6, 2, -2], [1, -1, 3, -5, 1, 1, -1, 5]
     j = np.array([0, *even, 0, 2, *odd, 0, -2, 8, 700, 0])
-    bins = np.array([0, *range(14, 22), 5, 13, *range(40, 32, -1), 9, 2, 22, 22, 22])
+    bins = np.array([0, *[14] * 8, 5, 13, *range(40, 32, -1), 9, 2, 22, 22, 22])
     encoder = SymbolEncoder()
     Quantizer("e8", parametric_tables()).write(j, bins, encoder)
-    assert encoder.finish().hex() == "f0593c6a18935c93a3142ed7609f4f73"
+    assert encoder.finish().hex() == "e601358ace31f1149470d3312b6b613f"
     encoder = SymbolEncoder()
     Quantizer("z", parametric_tables()).write(j & ~1, bins, encoder)
-    assert encoder.finish().hex() == "f68f5a005c014fee7340e8e4e6548267"
+    assert encoder.finish().hex() == "0fa15a00cf3ac33059e89cc01f21227b"
 
 
 def test_refitting_saves_bits(quantizer):

@@ -60,6 +60,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str = "auto") -> LoadedMode
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # a model that is kept must not depend on who asked for it first
 def _load(card: ModelCard, device: torch.device) -> LoadedModel:
     verify_digest(card)
     return LoadedModel(unpack_weights(card.path.read_bytes()), bytes.fromhex(card.digest), device)
@@ -141,6 +142,8 @@ def _prepare(
     """Check the arguments and compute the latents: (1, h * w, C) in sixteenths of a step."""
     if quality not in QUALITIES:
         raise UsageError(f"quality {quality!r} is not a whole number in 0..100")
+    if not isinstance(image, np.ndarray):
+        raise UnsupportedImage(f"a {type(image).__name__} is no picture; give a numpy array")
     grey = image.ndim == 2
     if image.dtype != np.uint8 or not (grey or (image.ndim == 3 and image.shape[2] == 3)):
         raise UnsupportedImage(

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lvqcodec.config import CodecConfig
 from lvqcodec.entropy import ENTROPY_MODELS
 from lvqcodec.entropy.base import FRACTION, SIGMAS
+from lvqcodec.errors import UsageError
 from lvqcodec.layers import QualityTable
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.transforms import TRANSFORMS
@@ -21,7 +22,16 @@ from lvqcodec.transforms import TRANSFORMS
 if TYPE_CHECKING:
     from lvqcodec.coding.tables import CodingTables
 
+T = TypeVar("T")
+
 STEP_NODES = 6
+
+
+def _pick(choices: Mapping[str, T], name: str) -> T:
+    """Return what an axis has under a name; raises UsageError."""
+    if name not in choices:
+        raise UsageError(f"unknown {name!r} in [codec]; choose one of {', '.join(choices)}")
+    return choices[name]
 
 
 class RateOutput(NamedTuple):
@@ -49,8 +59,8 @@ class CodecModel(nn.Module):
         super().__init__()
         self.config = config
         channels = config.transform.latent_channels
-        self.transform = TRANSFORMS[config.transform.name](config.transform)
-        self.entropy = ENTROPY_MODELS[config.entropy.name](config.entropy, channels)
+        self.transform = _pick(TRANSFORMS, config.transform.name)(config.transform)
+        self.entropy = _pick(ENTROPY_MODELS, config.entropy.name)(config.entropy, channels)
         self.log_step = QualityTable(STEP_NODES, channels)
         self.tables = tables
         with torch.no_grad():

@@ -11,6 +11,7 @@ The metadata hold the configuration as JSON.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -42,16 +43,25 @@ def pack_weights(model: CodecModel) -> bytes:
         tensors[f"tables.{name}"] = torch.from_numpy(array)
     metadata = {"lvqcodec_weights": WEIGHTS_VERSION, "config": json.dumps(model.config.to_dict())}
     tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())}
-    return save_tensors(tensors, metadata)
+    data = save_tensors(tensors, metadata)
+    # the library leaves the order of metadata to chance; equal models must have equal digests
+    header, buffer = _split(data)
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + buffer
+
+
+def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header of a safetensors file (u64 length, then JSON) and what follows it."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return dict(json.loads(data[8:end])), data[end:]
 
 
 def unpack_weights(data: bytes) -> CodecModel:
     """Build the model of a weights file; ModelMismatch if it is damaged or of another version."""
     try:
         tensors = load_tensors(data)
-        # the safetensors header: u64 length, then JSON (the library gives metadata for paths only)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = header["__metadata__"]
+        metadata = _split(data)[0]["__metadata__"]  # the library gives metadata for paths only
         version, config = metadata["lvqcodec_weights"], json.loads(metadata["config"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelMismatch(f"no intact weights file ({error}); install it again") from None

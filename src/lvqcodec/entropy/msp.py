@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lvqcodec.config import EntropyConfig
 from lvqcodec.entropy.base import FRACTION, LATENT_LIMIT, NUM_BINS, LatentCoder
-from lvqcodec.errors import ModelMismatch
+from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.integer import ACTIVATION_MAX, IntegerLinear, Mode
 from lvqcodec.layers import floor_ste, module_list, round_ste
 
@@ -43,7 +43,7 @@ SCALE_MAX = FRACTION * (NUM_BINS - 1)
 # Mean corrections leave the network in 1/16 step per 2^-4, scales in 1/16 bin: one unit of the last
 # layer is one step, or eight bins, which keeps both in the range where networks learn well.
 _MEAN_BITS, _SCALE_BITS = 4, 7
-BINS_PER_UNIT = 2 ** (_SCALE_BITS - 4)
+BINS_PER_UNIT = 1 << (_SCALE_BITS - 4)
 
 _STORED = {"weight": torch.int16, "bias": torch.int32, "exponent": torch.int8}
 
@@ -67,7 +67,7 @@ class Subgroup:
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale: the coarser grid (Q,), its 3x3 windows (Q, 9) with Q for outside, the subgroups."""
+    """One scale: the coarser grid (Q,), its 3x3 windows (Q, 9) (Q: outside) and the subgroups."""
 
     coarse: Tensor
     windows: Tensor
@@ -103,7 +103,7 @@ def subgroup_places(block: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def known_offsets(block: tuple[int, int], subgroup: int) -> list[tuple[int, int]]:
-    """Return the offsets of the 3x3 window that are decoded before `subgroup`, away from borders."""
+    """Return the offsets of the 3x3 window that are decoded before `subgroup`, borders apart."""
     places = subgroup_places(block)
     row, column = places[subgroup]
 
@@ -306,6 +306,15 @@ class MultiScaleProgressive(nn.Module):
 
     def __init__(self, config: EntropyConfig, channels: int) -> None:
         super().__init__()
+        if config.scales < 1 or min(config.block) < 2 or any(side % 2 for side in config.block):
+            raise UsageError(
+                f"{config.scales} scales of blocks {config.block} cannot be coded; give at least"
+                " one scale and blocks with even sides"
+            )
+        if not 0 <= config.seeds * config.seed_channels < channels:
+            raise UsageError(
+                f"{config.seeds} seeds of {config.seed_channels} channels leave none of {channels}"
+            )
         self.config = config
         self.channels = channels
         self.mode: Mode = "float"

@@ -30,7 +30,7 @@ from lvqcodec.weights import pack_weights
 
 _CROP = 256
 _FIT_CROPS = 202  # two for each quality
-_FIT_ROUNDS = 3  # the choice depends on the tables and the tables on the choice
+_FIT_ROUNDS = 5  # the choice depends on the tables and the tables on the choice
 
 
 def export(

@@ -59,6 +59,12 @@ class Trainer:
         self.recipe = recipe
         self.device = device
         self.model = channels_last(CodecModel(recipe.codec).to(device))
+        for stage in recipe.stages:
+            if stage.crop % self.model.stride:
+                raise UsageError(
+                    f"stage {stage.name!r}: crop = {stage.crop} is no multiple of"
+                    f" {self.model.stride}, the stride of the transform"
+                )
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.reference = torch.zeros(_BINS, device=device)
@@ -138,7 +144,8 @@ class Trainer:
         band = (quality * (_BINS / 100)).long().clamp(max=_BINS - 1)
         old = self.reference[band]
         new = torch.where(old == 0, loss, 0.98 * old + 0.02 * loss)
-        self.reference[band] = new
+        # a step that is skipped for its gradients must leave no trace here either
+        self.reference[band] = torch.where(new.isfinite(), new, old)
         return new
 
     @torch.no_grad()
