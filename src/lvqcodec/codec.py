@@ -98,8 +98,7 @@ def encode(
     """
     if effort != 0:
         raise UsageError(f"effort {effort} does not exist; the only effort so far is 0")
-    header, loaded, target = _prepare(image, model, quality, lattice, device)
-    quantizer = Quantizer(header.lattice, loaded.tables)
+    header, loaded, quantizer, target = _prepare(image, model, quality, lattice, device)
     encoder = SymbolEncoder()
 
     def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
@@ -120,8 +119,7 @@ def estimate_bits(
     device: str = "auto",
 ) -> float:
     """Return the model's own estimate of the bits of `encode`'s file, headers left out."""
-    header, loaded, target = _prepare(image, model, quality, lattice, device)
-    quantizer = Quantizer(header.lattice, loaded.tables)
+    header, loaded, quantizer, target = _prepare(image, model, quality, lattice, device)
     bits = 0.0
 
     def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
@@ -138,7 +136,7 @@ def _prepare(
     quality: int,
     lattice: str | None,
     device: str,
-) -> tuple[Header, LoadedModel, Tensor]:
+) -> tuple[Header, LoadedModel, Quantizer, Tensor]:
     """Check the arguments and compute the latents: (1, h * w, C) in sixteenths of a step."""
     if quality not in QUALITIES:
         raise UsageError(f"quality {quality!r} is not a whole number in 0..100")
@@ -156,19 +154,20 @@ def _prepare(
             f" {MAX_PIXELS} pixels are"
         )
     loaded = load_model(model, device=device) if isinstance(model, str) else model
+    quantizer = Quantizer(lattice or loaded.model.config.lattice, loaded.tables)
     header = Header(
         width=width,
         height=height,
         channels=1 if grey else 3,
         quality=int(quality),
-        lattice=lattice or loaded.model.config.lattice,
+        lattice=quantizer.lattice.name,
         model=loaded.digest,
     )
     # a copy, because numpy arrays may be read-only or of negative strides
     x = torch.from_numpy(np.array(image)).to(loaded.device)
     x = x[None].expand(3, -1, -1) if grey else x.permute(2, 0, 1)
     x = loaded.model.pad(x[None].float() / 255).contiguous(memory_format=torch.channels_last)
-    return header, loaded, loaded.model.analysis(x, _quality(header, loaded))
+    return header, loaded, quantizer, loaded.model.analysis(x, _quality(header, loaded))
 
 
 # --- decode -------------------------------------------------------------------------------------

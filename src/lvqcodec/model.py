@@ -16,7 +16,7 @@ from lvqcodec.entropy import ENTROPY_MODELS
 from lvqcodec.entropy.base import FRACTION, SIGMAS
 from lvqcodec.errors import UsageError
 from lvqcodec.layers import QualityTable
-from lvqcodec.quantizer import Quantizer
+from lvqcodec.quantizer import RDO_LAMBDA, Quantizer
 from lvqcodec.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class CodecModel(nn.Module):
 
 
 class RateEstimator:
-    """A coder that writes nothing: rounds `target` (B, h * w, C) and sums the estimated bits (B,).
+    """A coder that writes nothing: rounds `target` (B, h * w, C), sums the estimated bits (B,).
 
     The value and the gradient of the scales are those of the rounded residual, as it will be coded;
     the gradient of means and latents is taken at the residual itself, where it is smooth.
@@ -127,8 +127,8 @@ class RateEstimator:
         """See `entropy.base.LatentCoder`; the latents pass straight through the rounding."""
         target = self._target[:, positions, channels]
         residual = (target - mean) / FRACTION
-        rounded = torch.round(residual.detach())
         sigma = bin_sigma(scale)
+        rounded = rdo_round(residual.detach(), sigma.detach())
         bits = logistic_bits(rounded, sigma)
         smooth = logistic_bits(residual, sigma.detach())
         self.bits = self.bits + (bits + smooth - smooth.detach()).sum((1, 2))
@@ -162,6 +162,20 @@ class LatentQuantizer:
 def nearest_bin(scale: Tensor) -> Tensor:
     """Map integer scales in sixteenths of a bin to bins, exactly."""
     return torch.floor((scale + FRACTION // 2) / FRACTION).to(torch.int64)
+
+
+@torch.no_grad()
+def rdo_round(residual: Tensor, sigma: Tensor) -> Tensor:
+    """Round to the nearest integer or the next one towards zero, whichever costs less.
+
+    The cost is squared error + RDO_LAMBDA * bits, as the codec's quantizer weighs them: networks
+    that learn from latents rounded in this way meet the same statistics when coding.
+    """
+    near = torch.round(residual)
+    less = near - near.sign()
+    gain = logistic_bits(near, sigma) - logistic_bits(less, sigma)
+    loss = (residual - less).square() - (residual - near).square()
+    return torch.where(loss < RDO_LAMBDA * gain, less, near)
 
 
 def bin_sigma(scale: Tensor) -> Tensor:

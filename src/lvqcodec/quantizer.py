@@ -8,16 +8,17 @@ values; the scalars. Encoder choices may use floats; `write` and `read` use stor
 arithmetic alone, so every machine reads the same.
 """
 
+from __future__ import annotations
+
 import math
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.coding.rangecoder import SymbolDecoder, SymbolEncoder
 from lvqcodec.coding.tables import (
     BERNOULLI_ROWS,
     CLASS_OFFSET,
@@ -35,6 +36,9 @@ from lvqcodec.coding.tables import (
 )
 from lvqcodec.lattices import make_lattice
 from lvqcodec.lattices.e8 import E8
+
+if TYPE_CHECKING:  # training quantises, but never loads the range coder
+    from lvqcodec.coding.rangecoder import SymbolDecoder, SymbolEncoder
 
 RDO_LAMBDA = 0.1155  # squared steps a bit: -dD/dR = 2 ln 2 D at D = 1/12
 LIMIT = float(1 << 14)  # steps; residuals beyond are clamped, so the coder always takes them

@@ -45,23 +45,23 @@ def pack_weights(model: CodecModel) -> bytes:
     tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())}
     data = save_tensors(tensors, metadata)
     # the library leaves the order of metadata to chance; equal models must have equal digests
-    header, buffer = _split(data)
+    header, end = _read_header(data)
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + buffer
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
-def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return the header of a safetensors file (u64 length, then JSON) and what follows it."""
+def _read_header(data: bytes) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file (u64 length, then JSON) and where it ends."""
     end = 8 + int.from_bytes(data[:8], "little")
-    return dict(json.loads(data[8:end])), data[end:]
+    return dict(json.loads(data[8:end])), end
 
 
 def unpack_weights(data: bytes) -> CodecModel:
     """Build the model of a weights file; ModelMismatch if it is damaged or of another version."""
     try:
         tensors = load_tensors(data)
-        metadata = _split(data)[0]["__metadata__"]  # the library gives metadata for paths only
+        metadata = _read_header(data)[0]["__metadata__"]  # the library reads it from paths only
         version, config = metadata["lvqcodec_weights"], json.loads(metadata["config"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelMismatch(f"no intact weights file ({error}); install it again") from None
@@ -79,7 +79,7 @@ def unpack_weights(data: bytes) -> CodecModel:
         model.log_step.load_state_dict(parts["log_step"])
         model.entropy.load_integers(parts["entropy"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200]
         raise ModelMismatch(f"the weights do not fit their configuration ({reason})") from None
     except LvqError as error:
         raise ModelMismatch(str(error)) from None

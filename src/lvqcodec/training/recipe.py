@@ -64,6 +64,6 @@ class Recipe:
         except ValueError as error:
             raise UsageError(f"recipe {str(path)!r} is no valid TOML: {error}") from None
         stages = data.pop("stage", [])
-        if not stages:
-            raise UsageError(f"recipe {str(path)!r} has no [[stage]]")
+        if not stages or "stages" in data:
+            raise UsageError(f"recipe {str(path)!r} must list its stages, each as a [[stage]]")
         return from_table(cls, {"codec": {}, **data, "stages": stages}, "recipe")

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A codec small enough for tests, installed like any other, and pictures to code with it."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from lvqcodec import codec
+from lvqcodec.coding.tables import parametric_tables
+from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig
+from lvqcodec.model import CodecModel
+from lvqcodec.training.init import initialise
+from lvqcodec.weights import pack_weights
+
+TINY = CodecConfig(
+    TransformConfig(
+        latent_channels=24,
+        width8=8,
+        width16=12,
+        analysis_blocks8=1,
+        analysis_blocks16=1,
+        synthesis_blocks8=1,
+        synthesis_blocks16=1,
+    ),
+    EntropyConfig(scales=2, seeds=1, seed_channels=8, hidden=24, trunk=12, depth=1),
+)
+
+
+def make_photograph(height, width, channels=3, seed=0):
+    """A picture (H, W, 3) or (H, W) uint8 with slopes, edges and texture, as photographs have."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / 64
+    layers = []
+    for _ in range(channels):
+        a, b, c = rng.uniform(0.3, 1.2, 3)
+        slopes = np.sin(a * x + b * y + c) + 0.5 * np.cos(2 * b * x - a * y)
+        disc = (x - 2 * c) ** 2 + (y - 1.5 * a) ** 2 < b
+        stripes = (np.sin(9 * (x + a * y)) > 0) & (x + y > 2)
+        noise = rng.normal(size=(height + 2, width + 2))
+        texture = noise[2:, 2:] + noise[1:-1, 1:-1] + noise[:-2, :-2]
+        layers.append(125 + 45 * slopes + 50 * disc - 30 * stripes + 4 * texture * (x < 3))
+    grey = np.mean(layers, axis=0)
+    picture = np.stack([0.7 * grey + 0.3 * layer for layer in layers], axis=2)
+    picture = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return picture if channels == 3 else picture[..., 0]
+
+
+def make_model(config=TINY, seed=0):
+    """An unfrozen model: transform and scales as measured, all networks random and alive."""
+    torch.manual_seed(seed)
+    model = CodecModel(config)
+    crops = [make_photograph(256, 256, seed=n) for n in range(3)]
+    crops = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+    initialise(model, crops)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".heads." in name and name.endswith("weight"):
+                parameter.normal_(std=0.02)
+            elif name.endswith(("bias.rows", "gain.rows")):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            elif "_out.weight" in name:
+                parameter.normal_(std=0.002)
+    return model.requires_grad_(False)
+
+
+def install(model, folder, name):
+    """Freeze a model and put it, card and all, where the catalogue finds it."""
+    model.entropy.freeze()
+    model.tables = parametric_tables()
+    weights = pack_weights(model)
+    (folder / f"{name}.safetensors").write_bytes(weights)
+    card = {"name": name, "digest": hashlib.sha256(weights).hexdigest(), "profile": "test"}
+    card["description"] = "random networks"
+    lines = [f'{key} = "{value}"\n' for key, value in card.items()]
+    (folder / f"{name}.toml").write_text("".join(lines))
+
+
+@pytest.fixture(scope="session")
+def photograph():
+    """See `make_photograph`."""
+    return make_photograph
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """The configuration of `tiny`."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def new_model():
+    """See `make_model`."""
+    return make_model
+
+
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory):
+    """A folder with the models "tiny" and "other"."""
+    folder = tmp_path_factory.mktemp("models")
+    install(make_model(), folder, "tiny")
+    wider = dataclasses.replace(TINY.entropy, seeds=0, hidden=16)
+    install(make_model(dataclasses.replace(TINY, entropy=wider), seed=1), folder, "other")
+    return folder
+
+
+@pytest.fixture
+def tiny(models_folder, monkeypatch):
+    """The name of a small installed model."""
+    monkeypatch.setenv("LVQ_MODEL_PATH", str(models_folder))
+    return "tiny"
+
+
+@pytest.fixture(scope="session")
+def sample(models_folder):
+    """A small picture and its file by "tiny", at quality 50 with E8."""
+    picture = make_photograph(37, 52, seed=5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LVQ_MODEL_PATH", str(models_folder))
+        return picture, codec.encode(picture, model="tiny", quality=50, lattice="e8")

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures to files and back, through an installed model; damaged files; misuse."""
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import lvqcodec
+from lvqcodec import codec
+from lvqcodec.codec import decode, encode, estimate_bits, load_model
+from lvqcodec.container import SECTION_LATENTS, Section, pack, read_header, unpack
+from lvqcodec.errors import (
+    FormatError,
+    LvqError,
+    ModelMismatch,
+    ModelNotFound,
+    StreamError,
+    UnsupportedImage,
+    UsageError,
+)
+from lvqcodec.model import CodecModel
+
+SIZES = [(1, 1), (1, 37), (16, 16), (255, 1), (333, 517)]
+
+
+def psnr(a, b):
+    error = np.mean((a.astype(np.float64) - b) ** 2)
+    return 10 * np.log10(255**2 / max(error, 1e-9))
+
+
+# round trips
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", SIZES)
+def test_any_size_comes_back_as_it_went(tiny, photograph, size, channels):
+    picture = photograph(*size, channels=channels)
+    for quality, lattice in ((0, "z"), (50, "e8"), (100, "e8"), (100, "z")):
+        data = encode(picture, model=tiny, quality=quality, lattice=lattice)
+        header = read_header(data)
+        assert (header.height, header.width, header.channels) == (*size, channels)
+        assert (header.quality, header.lattice) == (quality, lattice)
+        back = decode(data)
+        assert back.shape == picture.shape and back.dtype == np.uint8
+        assert back.flags.c_contiguous and back.flags.writeable
+        assert psnr(back, picture) > 18 + quality / 20
+
+
+def test_more_quality_is_more_bytes_and_less_error(tiny, photograph):
+    picture = photograph(160, 208)
+    files = [encode(picture, model=tiny, quality=quality) for quality in (0, 25, 50, 75, 100)]
+    sizes = [len(data) for data in files]
+    assert sizes == sorted(set(sizes))
+    errors = [psnr(decode(data), picture) for data in files]
+    assert errors == sorted(errors) and errors[-1] > errors[0] + 5
+
+
+def test_a_real_photograph(tiny):
+    picture = pytest.importorskip("skimage.data").astronaut()[:, 40:]
+    data = encode(picture, model=tiny, quality=75)
+    assert psnr(decode(data), picture) > 20
+    assert len(data) < picture.size / 20
+
+
+def test_both_lattices_code_and_e8_is_the_better_one(tiny, photograph):
+    """At the same rate: E8 gains where sigma is well above a step, here at the best quality."""
+    picture = photograph(333, 517)
+    points = {}
+    for lattice in ("z", "e8"):
+        data = encode(picture, model=tiny, quality=100, lattice=lattice)
+        loaded = load_model(tiny)
+        header, sections = unpack(data)
+        y_hat = codec.decode_latents(header, sections[SECTION_LATENTS], loaded)
+        *_, target = codec._prepare(picture, loaded, 100, lattice, "cpu")
+        points[lattice] = len(data), float((y_hat - target).square().mean())
+    # bytes and error of latents; 6.02 dB a bit and latent
+    assert points["z"] != points["e8"]
+    bits = (points["e8"][0] - points["z"][0]) * 8 / (21 * 33 * 24)
+    gain = 10 * np.log10(points["z"][1] / points["e8"][1]) - 6.02 * bits
+    assert gain > 0.3
+
+
+def test_the_default_lattice_is_the_models_own(tiny, photograph):
+    picture = photograph(40, 40)
+    assert read_header(encode(picture, model=tiny)).lattice == "e8"
+    assert encode(picture, model=tiny) == encode(picture, model=tiny, quality=50, lattice="e8")
+
+
+def test_files_depend_on_the_picture_alone(tiny, photograph, sample):
+    picture, data = sample
+    assert encode(picture, model=tiny) == data
+    assert encode(np.asfortranarray(picture), model=tiny) == data
+    flipped = np.ascontiguousarray(picture[::-1, ::-1])
+    assert encode(flipped[::-1, ::-1], model=tiny) == data  # negative strides
+    wide = np.repeat(picture, 2, axis=1)
+    assert encode(wide[:, ::2], model=tiny) == data
+    frozen = picture.copy()
+    frozen.setflags(write=False)
+    assert encode(frozen, model=tiny) == data
+    assert encode(picture, model=load_model(tiny)) == data
+    assert np.array_equal(decode(data), decode(data))
+
+
+def test_grey_pictures_are_coded_as_grey(tiny, photograph):
+    grey = photograph(70, 90, channels=1)
+    data, colour = encode(grey, model=tiny), encode(np.stack([grey] * 3, axis=2), model=tiny)
+    assert abs(len(data) - len(colour)) <= 1
+    assert psnr(decode(data), grey) >= psnr(decode(colour), np.stack([grey] * 3, axis=2)) - 1e-6
+
+
+@pytest.mark.parametrize("lattice", ["z", "e8"])
+@pytest.mark.parametrize("quality", [0, 33, 66, 100])
+def test_the_estimate_is_the_size(tiny, photograph, quality, lattice):
+    for size in ((16, 16), (333, 517)):
+        picture = photograph(*size)
+        real = len(encode(picture, model=tiny, quality=quality, lattice=lattice))
+        bits = estimate_bits(picture, model=tiny, quality=quality, lattice=lattice)
+        assert bits / 8 <= real * 1.005
+        assert real <= 1.005 * bits / 8 + 40
+
+
+def test_another_process_reads_the_file(models_folder, sample, tmp_path):
+    picture, data = sample
+    (tmp_path / "a.lvq").write_bytes(data)
+    code = (
+        "import sys, lvqcodec, pathlib;"
+        "picture = lvqcodec.decode(pathlib.Path(sys.argv[1]).read_bytes());"
+        "sys.stdout.buffer.write(picture.tobytes())"
+    )
+    environment = os.environ | {
+        "LVQ_MODEL_PATH": str(models_folder),
+        "PYTHONPATH": os.path.dirname(os.path.dirname(lvqcodec.__file__)),
+    }
+    command = [sys.executable, "-c", code, str(tmp_path / "a.lvq")]
+    raw = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+    found = np.frombuffer(raw, np.uint8).reshape(picture.shape)
+    assert psnr(found, picture) > 25
+
+
+# damage
+
+
+def refused(data):
+    """Decode what must not decode; a picture or any other exception fails the test."""
+    with pytest.raises(LvqError) as caught:
+        decode(data)
+    assert caught.value.exit_code in (3, 4)
+    return caught.value
+
+
+def test_every_truncation_is_refused(tiny, sample):
+    _, data = sample
+    assert len(data) < 200
+    for end in range(len(data)):
+        refused(data[:end])
+    refused(data + b"\0")
+
+
+def test_any_changed_bytes_are_refused(tiny, sample):
+    _, data = sample
+    rng = np.random.default_rng(0)
+    for trial in range(600):
+        damaged = bytearray(data)
+        for place in rng.integers(0, len(data), 1 + trial % 3):
+            damaged[place] ^= int(rng.integers(1, 256))
+        if bytes(damaged) != data:
+            refused(bytes(damaged))
+    for place in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[place // 8] ^= 1 << place % 8
+        refused(bytes(damaged))
+
+
+@pytest.mark.parametrize("lattice", ["z", "e8"])
+def test_payloads_changed_behind_the_containers_back_are_refused(tiny, photograph, lattice):
+    """With a CRC of the container that is right, the CRC of the integers is what tells."""
+    picture = photograph(48, 80, seed=3)
+    header, sections = unpack(encode(picture, model=tiny, quality=90, lattice=lattice))
+    payload = sections[SECTION_LATENTS]
+    rng = np.random.default_rng(1)
+    kinds = set()
+    for trial in range(250):
+        damaged = bytearray(payload)
+        match trial % 4:
+            case 0:
+                damaged[rng.integers(0, len(payload))] ^= 1 << int(rng.integers(0, 8))
+            case 1:
+                start = int(rng.integers(4, len(payload)))
+                damaged[start:] = rng.bytes(len(payload) - start)
+            case 2:
+                del damaged[int(rng.integers(0, len(payload) - 1)) :]
+            case 3:
+                damaged = bytearray(rng.bytes(int(rng.integers(0, 300))))
+        error = refused(pack(header, [Section(SECTION_LATENTS, bytes(damaged))]))
+        assert isinstance(error, FormatError)
+        kinds.add(type(error))
+    assert kinds == {FormatError, StreamError}
+
+
+@pytest.mark.parametrize("change", ["quality", "lattice", "width", "height"])
+def test_a_header_that_belongs_to_another_file_is_refused(tiny, photograph, change):
+    """As if somebody had repaired the CRC: the integers differ from those that were written."""
+    data = encode(photograph(48, 80), model=tiny, quality=90)
+    header, sections = unpack(data)
+    values = {"quality": 89, "lattice": "z", "width": 200, "height": 200}
+    other = dataclasses.replace(header, **{change: values[change]})
+    refused(pack(other, [Section(SECTION_LATENTS, sections[SECTION_LATENTS])]))
+
+
+def test_nothing_and_other_formats_are_refused(tiny):
+    for data in (b"", b"\x89PNG\r\n\x1a\n" + bytes(100), bytes(1000)):
+        assert isinstance(refused(data), FormatError)
+
+
+# models
+
+
+def test_files_of_a_model_that_is_not_installed_name_it(
+    models_folder, sample, tmp_path, monkeypatch
+):
+    _, data = sample
+    monkeypatch.setenv("LVQ_MODEL_PATH", str(tmp_path))
+    digest = hashlib.sha256((models_folder / "tiny.safetensors").read_bytes()).hexdigest()
+    with pytest.raises(ModelNotFound, match=digest[:8]):
+        decode(data)
+    with pytest.raises(ModelNotFound, match="'tiny'"):
+        encode(np.zeros((4, 4), np.uint8), model="tiny")
+
+
+def test_every_file_decodes_with_its_own_model(tiny, photograph):
+    picture = photograph(60, 60)
+    mine, others = (encode(picture, model=name) for name in ("tiny", "other"))
+    assert read_header(mine).model != read_header(others).model
+    assert np.array_equal(decode(mine), decode(mine))
+    assert psnr(decode(others), picture) > 20
+    header, sections = unpack(mine)
+    swapped = pack(read_header(others), [Section(SECTION_LATENTS, sections[SECTION_LATENTS])])
+    assert header.model != read_header(swapped).model
+    refused(swapped)
+
+
+def test_damaged_weights_are_refused(models_folder, photograph, tmp_path, monkeypatch):
+    monkeypatch.setenv("LVQ_MODEL_PATH", str(tmp_path))
+    weights = bytearray((models_folder / "other.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "other.safetensors").write_bytes(weights)
+    (tmp_path / "other.toml").write_bytes((models_folder / "other.toml").read_bytes())
+    with pytest.raises(ModelMismatch, match="digest"):
+        encode(photograph(16, 16), model="other")
+
+
+def test_models_are_kept_in_memory_and_serve_gradients(tiny, sample):
+    codec._load.cache_clear()
+    decode(sample[1])  # loads the model in inference mode
+    loaded = load_model(tiny)
+    assert loaded is load_model(tiny)
+    x = torch.rand(1, 3, 32, 32, requires_grad=True)
+    loaded.model.analysis(x, torch.tensor([50.0])).sum().backward()
+    assert x.grad.abs().max() > 0
+
+
+def test_a_model_in_training_cannot_code(tiny_config):
+    with pytest.raises(UsageError, match="export"):
+        codec.LoadedModel(CodecModel(tiny_config), bytes(32), torch.device("cpu"))
+
+
+# misuse
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 3), np.uint16),
+        np.zeros((8, 8), bool),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 1), np.uint8),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros(8, np.uint8),
+        np.zeros((1, 8, 8, 3), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+        np.zeros((8, 0), np.uint8),
+        np.broadcast_to(np.uint8(0), (1, 65536)),
+        np.broadcast_to(np.uint8(0), (20000, 20000)),
+        [[0, 1], [2, 3]],
+        torch.zeros(8, 8, dtype=torch.uint8),
+        None,
+    ],
+    ids=lambda image: f"{getattr(image, 'dtype', type(image))}{getattr(image, 'shape', '')}",
+)
+def test_what_is_no_picture_is_refused(tiny, image):
+    with pytest.raises(UnsupportedImage):
+        encode(image, model=tiny)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"quality": -1}, "quality -1"),
+        ({"quality": 101}, "quality 101"),
+        ({"quality": 49.5}, "quality 49.5"),
+        ({"quality": "50"}, "quality '50'"),
+        ({"quality": None}, "quality None"),
+        ({"effort": 1}, "effort 1"),
+        ({"effort": -1}, "effort -1"),
+        ({"lattice": "e7"}, "unknown lattice 'e7'"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"device": ""}, "unknown device ''"),
+    ],
+)
+def test_wrong_options_are_refused(tiny, options, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        encode(np.zeros((4, 4), np.uint8), model=tiny, **options)
+
+
+def test_an_absent_gpu_is_refused(tiny, sample, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for function in (
+        lambda: load_model(tiny, device="cuda"),
+        lambda: decode(sample[1], device="cuda"),
+    ):
+        with pytest.raises(UsageError, match="not available"):
+            function()
+    assert load_model(tiny, device="auto").device.type == "cpu"
+    with pytest.raises(UsageError, match="unknown device"):
+        decode(sample[1], device="cuda:7x")
+
+
+def test_whole_numbers_of_any_type_are_qualities(tiny, photograph):
+    picture = photograph(20, 20)
+    wanted = encode(picture, model=tiny, quality=70)
+    for quality in (np.int64(70), np.uint8(70), 70.0):
+        assert encode(picture, model=tiny, quality=quality) == wanted
