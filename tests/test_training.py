@@ -380,7 +380,7 @@ def test_a_run_starts_from_another(finished, recipe, pictures, tmp_path):
         found["model"]["transform.klt.weight"], wanted["average"]["transform.klt.weight"]
     )
     recipe.write_text(text.replace(str(finished[0]), "absent"), encoding="utf-8")
-    with pytest.raises(UsageError, match="no checkpoint 'absent"):
+    with pytest.raises(UsageError, match="cannot start from 'absent"):
         train(recipe, data=[pictures], out=tmp_path / "run2", device="cpu", minutes=0)
 
 

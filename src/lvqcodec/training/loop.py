@@ -23,6 +23,7 @@ from lvqcodec.model import CodecModel
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.init import initialise
 from lvqcodec.training.recipe import Recipe, Stage
+from lvqcodec.training.transfer import adapt, read_state
 
 CHECKPOINT = "checkpoint.pt"
 _LOG_SECONDS = 20
@@ -187,11 +188,11 @@ class Trainer:
                 assert self.optimizer is not None
                 self.optimizer.load_state_dict(state["optimizer"])
 
-    def load_weights(self, folder: Path) -> None:
-        """Start from the averaged weights of another run."""
-        state = self._read(folder)
-        self.model.load_state_dict(state["average"])
-        self.average.load_state_dict(state["average"])
+    def load_weights(self, source: Path) -> None:
+        """Start from the averaged weights of another run, or from an exported weights file."""
+        state = adapt(read_state(source, CHECKPOINT), self.model)
+        self.model.load_state_dict(state)
+        self.average.load_state_dict(state)
 
     def _read(self, folder: Path) -> dict[str, Any]:
         path = folder / CHECKPOINT

@@ -52,7 +52,8 @@ class Recipe:
     init_crops: int = 400
     ema: float = 0.998
     start_from: str = ""
-    """A run folder whose weights this run starts from, instead of from statistics of the data."""
+    """A run folder or weights file to start from, instead of statistics of the data; it may have
+    fewer channel groups."""
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting one codec from another."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lvqcodec.entropy.msp import channel_groups
+from lvqcodec.errors import UsageError
+from lvqcodec.model import CodecModel
+from lvqcodec.training.transfer import adapt, read_state
+from lvqcodec.weights import unpack_weights
+
+
+def grown_config(config, seeds):
+    entropy = dataclasses.replace(config.entropy, seeds=seeds, seed_channels=8)
+    return dataclasses.replace(config, entropy=entropy)
+
+
+def record(model, target, mode):
+    """Means and scales by (position, channel) while `target` (1, h * w, C) is coded."""
+    seen = torch.full((2, *target.shape[1:]), torch.nan)
+
+    def coder(positions, channels, mean, scale):
+        seen[0, positions, channels], seen[1, positions, channels] = mean[0], scale[0]
+        return mean + 16 * torch.round((target[:, positions, channels] - mean) / 16)
+
+    model.entropy.set_mode(mode)
+    with torch.no_grad():
+        model.entropy.code(coder, 5, 6, torch.full((1,), 40.0))
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["float", "simulate"])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_grown_model_begins_as_good_as_the_smaller_one(new_model, tiny_config, seeds, mode):
+    small = new_model(grown_config(tiny_config, 0))
+    large = CodecModel(grown_config(tiny_config, seeds))
+    large.load_state_dict(adapt(small.state_dict(), large))
+    assert len(large.entropy.networks[0][0].heads) == seeds + 1
+    target = 40 * torch.randn(1, 30, small.entropy.channels, generator=torch.Generator())
+    wanted, found = record(small, target, mode), record(large, target, mode)
+    assert not wanted.isnan().any()
+    # the same numbers, up to the order in which a narrower product adds them up
+    assert torch.allclose(found, wanted, atol=1e-2 if mode == "float" else 1.01)
+    assert (found - wanted).abs().mean() < 1e-2
+
+
+def test_heads_are_split_by_channel_group(new_model, tiny_config):
+    small = new_model(grown_config(tiny_config, 0))
+    large = CodecModel(grown_config(tiny_config, 2))
+    state = adapt(small.state_dict(), large)
+    channels = small.entropy.channels
+    whole = small.state_dict()["entropy.networks.1.2.heads.0.weight"]
+    for index, group in enumerate(channel_groups(large.entropy.config, channels)):
+        part = state[f"entropy.networks.1.2.heads.{index}.weight"]
+        means, scales = part.chunk(2)
+        assert torch.equal(means, whole[:channels][group])
+        assert torch.equal(scales, whole[channels:][group])
+
+
+def test_exported_weights_are_a_start(models_folder, tiny_config):
+    path = models_folder / "tiny.safetensors"
+    model = CodecModel(tiny_config)
+    model.load_state_dict(adapt(read_state(path, "checkpoint.pt"), model))
+    exact = unpack_weights(path.read_bytes())
+    target = 40 * torch.randn(1, 30, model.entropy.channels, generator=torch.Generator())
+    wanted, found = record(exact, target, "exact"), record(model, target, "simulate")
+    assert (found - wanted).abs().max() <= 1
+
+
+def test_codecs_that_differ_otherwise_are_refused(new_model, tiny_config, tmp_path):
+    small = new_model(grown_config(tiny_config, 0))
+    wider = dataclasses.replace(tiny_config.entropy, seeds=0, hidden=40)
+    with pytest.raises(UsageError, match=r"entropy\.networks.*differs"):
+        adapt(small.state_dict(), CodecModel(dataclasses.replace(tiny_config, entropy=wider)))
+    seeded = new_model(grown_config(tiny_config, 2))
+    with pytest.raises(UsageError, match="heads"):
+        adapt(seeded.state_dict(), CodecModel(grown_config(tiny_config, 1)))
+    with pytest.raises(UsageError, match="cannot start from"):
+        read_state(tmp_path / "nothing.safetensors", "checkpoint.pt")
