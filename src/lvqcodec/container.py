@@ -53,6 +53,20 @@ files that were valid once stay so. New kinds of section need no new version.
 |---|---|---|---|
 | 1 | 1 | 0.1 | the first |
 
+## Stream version 1
+
+The picture, its last row and column repeated up to multiples of 16, has ceil(height / 16) x
+ceil(width / 16) latent positions of as many channels as the weights say. The integers are the
+reconstructed latents in sixteenths of a step; their CRC-32 takes them position by position in
+raster order, channel by channel, each as a signed 32-bit number, least significant byte first.
+
+The weights fix everything else, as stored in their file: the order of the parallel steps and the
+integer networks that give each latent a mean (1/16 step) and a scale (1/16 bin, rounded to one of
+64 bins, halves up) are those of `entropy/msp.py`; which latents form lattice vectors and in which
+order their symbols come is told in `quantizer.py`; rows, escapes and the words of the range coder
+in `coding/rangecoder.py`. A change to any of them that changes bits is a new stream version. The
+synthesis is floating point and may differ by 1 in a few samples between machines.
+
 ## Example
 
 A colour picture of 300 x 2 at quality 50 with the lattice E8 (38 bytes; the range coder wrote
