@@ -103,7 +103,7 @@ def main() -> int:
             seconds = time.perf_counter() - start
             slowest = max(slowest, seconds)
             lines = result.stderr.splitlines()
-            # with its checksum made right, another header before the same section is another picture
+            # another header with its checksum made right is another picture of the same section
             same = args.repair and case[header_end:] == data[header_end:]
             clean = (same and result.exit_code == 0) or (
                 result.exit_code in ALLOWED

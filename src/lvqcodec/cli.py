@@ -33,6 +33,7 @@ class _Cli(click.Group):
     """Turns what bad input or a full machine raises into one line on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; whatever is not a defect of lvq itself ends in one line."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:

@@ -27,9 +27,8 @@ from typing import Any
 
 import torch
 
+from lvqcodec import __version__, codec, imageio, metrics
 from lvqcodec.errors import UsageError
-
-from . import __version__, codec, imageio, metrics
 
 SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 PACKAGES = ("torch", "numpy", "constriction", "pillow", "bjontegaard", "pytorch-msssim")

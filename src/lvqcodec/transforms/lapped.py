@@ -100,6 +100,7 @@ class _Stage(nn.Module):
         self.blocks = module_list(ResidualBlock(channels, nodes=_NODES) for _ in range(blocks))
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        """Map (B, C, H, W) and qualities (B,) to (B, C, H, W)."""
         for block in self.blocks:
             x = block(x, quality)
         return x
