@@ -80,6 +80,7 @@ def main() -> int:
         y, x = np.mgrid[0:48, 0:64]
         image = np.stack([4 * x, 5 * y, 128 + 60 * np.sin(x * y / 90)], 2).astype(np.uint8)
     data = codec.encode(image, quality=args.quality)
+    intact = codec.decode(data, device="cpu")
     # the fixed part is 17 bytes, then two varints and the checksum; see docs/FORMAT.md
     header_end = 17 + sum(1 if side < 128 else 2 if side < 16384 else 3 for side in image.shape[:2])
     header_end += 4
@@ -103,8 +104,12 @@ def main() -> int:
             seconds = time.perf_counter() - start
             slowest = max(slowest, seconds)
             lines = result.stderr.splitlines()
-            # another header with its checksum made right is another picture of the same section
-            same = args.repair and case[header_end:] == data[header_end:]
+            # checksums made right: another header is another picture of the same section, and the
+            # last bits of the range coder may be free
+            same = args.repair and (
+                case[header_end:] == data[header_end:]
+                or (out.exists() and np.array_equal(imageio.load(out), intact))
+            )
             clean = (same and result.exit_code == 0) or (
                 result.exit_code in ALLOWED
                 and len(lines) == 1
