@@ -29,7 +29,7 @@ def fenced(language: str) -> list[str]:
 def shell_commands() -> list[list[str]]:
     """Every simple command of the README's shell blocks: pipes taken apart, no redirections."""
     commands: list[list[str]] = []
-    for line in "\n".join(fenced("sh")).splitlines():
+    for line in "\n".join(fenced("sh")).replace("\\\n", " ").splitlines():
         words = shlex.shlex(line, posix=True, punctuation_chars=True)
         words.whitespace_split = True
         commands.append([])
