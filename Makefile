@@ -5,11 +5,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# for `make train`
+# for `make train` and `make bench`
 DATA ?=
+# for `make train`
 RECIPE ?= recipes/baseline.toml
 RUN ?= runs/baseline
 MINUTES ?=
+# for `make bench`
+MODELS ?= $(sort $(basename $(notdir $(wildcard models/*.toml))))
+CODECS ?= jpeg,webp,avif,heic,jxl
+QUALITIES ?= 5,15,25,35,45,55,66,80
+ANCHORS ?=
+RESULTS := runs/bench
+comma := ,
+space := $(subst ,, )
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint format types bench train need-data wheel-smoke clean
@@ -45,8 +54,14 @@ format: $(INSTALLED) ## repair what lint can repair
 types: $(INSTALLED) ## check types (mypy, strict)
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## time encoding and decoding against the yardstick
+bench: $(INSTALLED) ## every number of README and cards: bench [DATA=FOLDER [ANCHORS=]] [MODELS=]
 	$(BIN)/python bench/speed.py
+	for model in $(MODELS); do $(BIN)/python bench/complexity.py --model $$model || exit; done
+	$(if $(DATA),mkdir -p $(RESULTS))
+	$(if $(DATA),$(BIN)/lvq eval $(DATA) --model $(subst $(space),$(comma),$(strip $(MODELS))) \
+		--lattice e8$(comma)z --qualities $(QUALITIES) --codecs $(CODECS) --memory \
+		$(if $(ANCHORS),--anchors $(ANCHORS)) --json $(RESULTS)/report.json \
+		--csv $(RESULTS)/report.csv --plot $(RESULTS)/rd.png)
 
 train: $(if $(DATA),,need-data) $(INSTALLED) ## train DATA=FOLDER [RECIPE=] [RUN=] [MINUTES=], or go on
 	$(BIN)/lvq train --config $(RECIPE) --data $(DATA) --out $(RUN) --resume \

@@ -3,8 +3,9 @@
 
     python bench/card.py models/baseline.toml kodak=kodak.json val=val.json
 
-Replaces everything after the line "# measured" by one [[measured]] table for each curve of each
-report: where, with which command and machine, the points and the BD-rates.
+Replaces everything after the line "# measured" by one [[measured]] table for each curve of that
+model in each report: where, with which command and machine, the points, the BD-rates over all other
+curves and the anchors, and the peak memory if it was measured.
 """
 
 from __future__ import annotations
@@ -17,18 +18,26 @@ from pathlib import Path
 from lvqcodec.imageio import atomic_write
 
 MARK = "# measured\n"
+LABELS = {"bd_rate_percent": "percent", "bd_rate_ms_ssim_percent": "ms_ssim_percent"}
 
 
-def tables(name: str, report: dict) -> str:
-    """One report as TOML: a [[measured]] table for every curve."""
+def rates(report: dict, curve: str, key: str) -> str:
+    """The BD-rates of a curve as an inline table, empty if there are none."""
+    found = ", ".join(
+        f"{json.dumps(rate['anchor'])} = {round(rate[key], 2)}"
+        for rate in report["bd_rates"]
+        if rate["curve"] == curve and rate[key] is not None
+    )
+    return f"{{ {found} }}" if found else ""
+
+
+def tables(name: str, report: dict, model: str) -> str:
+    """One report as TOML: a [[measured]] table for every curve of the model."""
     text = ""
-    for curve in dict.fromkeys(point["curve"] for point in report["points"]):
+    for curve, facts in report["curves"].items():
+        if facts.get("model") != model:
+            continue
         points = [p for p in report["points"] if p["curve"] == curve]
-        rates = {
-            rate["anchor"]: round(rate["percent"], 2)
-            for rate in report["bd_rates"]
-            if rate["curve"] == curve and rate["percent"] is not None
-        }
         machine = report["machine"]
         lines = {
             "pictures": name,
@@ -46,9 +55,13 @@ def tables(name: str, report: dict) -> str:
         }
         text += "\n[[measured]]\n"
         text += "".join(f"{k} = {json.dumps(v)}\n" for k, v in lines.items())
-        if rates:
-            inner = ", ".join(f"{json.dumps(k)} = {v}" for k, v in rates.items())
-            text += f"bd_rate_percent = {{ {inner} }}\n"
+        for peak in report["memory"]:
+            if peak["curve"] == curve:
+                text += f"encode_mib = {peak['encode_bytes'] / 2**20:.0f}\n"
+                text += f"decode_mib = {peak['decode_bytes'] / 2**20:.0f}\n"
+        for label, key in LABELS.items():
+            if inner := rates(report, curve, key):
+                text += f"{label} = {inner}\n"
     return text
 
 
@@ -60,7 +73,10 @@ def main() -> None:
     text = args.card.read_text(encoding="utf-8").partition(MARK)[0].rstrip("\n") + "\n\n" + MARK
     for item in args.report:
         name, _, path = item.partition("=")
-        text += tables(name, json.loads(Path(path).read_text(encoding="utf-8")))
+        measured = tables(name, json.loads(Path(path).read_text(encoding="utf-8")), args.card.stem)
+        if not measured:
+            parser.error(f"{path} has no curve of {args.card.stem}: evaluate that model first")
+        text += measured
     atomic_write(args.card, text.encode())
 
 

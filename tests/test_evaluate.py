@@ -3,15 +3,19 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from lvqcodec import codec, evaluate, metrics
+from lvqcodec.cli import main
 from lvqcodec.errors import UsageError
+from lvqcodec.peers import PEERS
 
 HEIGHT, WIDTH = 24, 40
 CALLS: list[tuple[Any, ...]] = []
@@ -169,6 +173,127 @@ def test_plot(folder: Path, anchors: Path, tmp_path: Path, lattice: str | None) 
     assert not (tmp_path / "plot.doc").exists()
 
 
+def test_models_and_lattices_make_a_curve_each(folder: Path) -> None:
+    report = evaluate.evaluate(folder, qualities=[10, 50], model="a, b", lattice="z,e8")
+    assert list(report.curves) == ["a z", "a e8", "b z", "b e8"]
+    assert report.curves["b e8"] == {"model": "b", "lattice": "e8"}
+    assert {call[0] for call in CALLS} == {"weights of a on auto", "weights of b on auto"}
+    pairs = {(rate.curve, rate.anchor): rate.percent for rate in report.bd_rates}
+    assert len(pairs) == 4 * 3
+    assert pairs["b e8", "a z"] == pytest.approx(-10)
+    assert pairs["a z", "b e8"] == pytest.approx(100 / 0.9 - 100)
+
+
+def test_ms_ssim_has_bd_rates_where_every_point_has_one(folder: Path, tmp_path: Path) -> None:
+    """The anchor is the fake codec itself at twice the rate."""
+    noise = np.random.default_rng(0).integers(0, 200, (161, 170), np.uint8)
+    (tmp_path / "large").mkdir()
+    Image.fromarray(noise).save(tmp_path / "large" / "c.png")
+    points = evaluate.evaluate(tmp_path / "large", qualities=[50, 60, 70]).points
+    double = {
+        "bpp": [2 * point.bpp for point in points],
+        "psnr": [point.psnr for point in points],
+        "ms_ssim": [point.ms_ssim for point in points],
+    }
+    anchors = tmp_path / "anchors.json"
+    anchors.write_text(json.dumps({"double": double, "psnr only": double | {"ms_ssim": None}}))
+    options: dict[str, Any] = {"qualities": [50, 60, 70], "anchors": anchors}
+    both, psnr_only = evaluate.evaluate(tmp_path / "large", **options).bd_rates
+    assert (both.anchor, psnr_only.anchor) == ("double", "psnr only")
+    assert both.ms_ssim_percent == pytest.approx(-50)
+    ends = [-10 * math.log10(1 - (points[at].ms_ssim or 0)) for at in (0, -1)]
+    assert both.ms_ssim_range == pytest.approx(ends)
+    assert psnr_only.percent == pytest.approx(-50)
+    assert psnr_only.ms_ssim_percent is None
+    small = evaluate.evaluate(folder, **options).bd_rates
+    assert all(rate.ms_ssim_percent is None for rate in small)
+
+
+@pytest.fixture
+def textured(tmp_path: Path) -> Path:
+    """Noise on a slope, more of it from picture to picture."""
+    pictures = tmp_path / "textured"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    slope = np.linspace(20, 120, 24 * 32 * 3).reshape(24, 32, 3)
+    for number in range(4):
+        noise = rng.uniform(0, 30 + 20 * number, slope.shape)
+        Image.fromarray((slope + noise).astype(np.uint8)).save(pictures / f"{number}.png")
+    return pictures
+
+
+def test_peers_enter_the_same_tables(textured: Path) -> None:
+    report = evaluate.evaluate(textured, qualities=[10, 50], codecs="jpeg,webp", limit=2)
+    assert list(report.curves) == ["baseline", "jpeg", "webp"]
+    ladder = list(PEERS["jpeg"].qualities)
+    assert report.curves["jpeg"]["qualities"] == PEERS["jpeg"].qualities
+    assert [p.quality for p in report.points if p.curve == "jpeg"] == ladder
+    files = [p for p in report.pictures if p.curve == "webp"]
+    assert len(files) == 2 * len(PEERS["webp"].qualities)
+    x = np.array(Image.open(textured / "0.png"))
+    data = PEERS["webp"].encode(x, files[0].quality)
+    assert (files[0].num_bytes, files[0].width, files[0].height) == (len(data), 32, 24)
+    assert files[0].psnr == metrics.psnr(x, PEERS["webp"].decode(data, grey=False))
+    assert "--codecs jpeg,webp" in report.command
+    pairs = {(rate.curve, rate.anchor) for rate in report.bd_rates}
+    assert len(pairs) == 6
+
+
+def test_pictures_are_ranked_over_the_first_peer(
+    textured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours spends the same bytes and error on each: worst where JPEG needs least, in the first."""
+    monkeypatch.setitem(PEERS, "jpeg", replace(PEERS["jpeg"], qualities=(20, 40, 65, 80, 88)))
+    report = evaluate.evaluate(textured, qualities=list(range(0, 101, 10)), codecs="jpeg")
+    ranking = report.ranking
+    assert ranking is not None
+    assert (ranking.against, ranking.unit, ranking.unranked) == ("jpeg", "%", 0)
+    rates = {}
+    for path in sorted(textured.iterdir()):
+        points = [point for point in report.pictures if point.picture == path.name]
+        own, jpeg = (
+            [[getattr(p, key) for p in points if p.curve == curve] for key in ("bpp", "psnr")]
+            for curve in ("baseline", "jpeg")
+        )
+        rates[path.name] = metrics.bd_rate(*jpeg, *own)
+    order = sorted(rates.items(), key=lambda item: -(item[1] or 0))
+    assert ranking.worst == order[:2]
+    assert ranking.best == [order[3], order[2]]
+    assert ranking.worst[0][0] == "0.png"
+
+
+def test_without_a_peer_pictures_are_ranked_by_psnr_at_equal_bpp(folder: Path) -> None:
+    """Both have the same PSNR, but "a.PNG", half as wide, needs twice the bpp."""
+    report = evaluate.evaluate(folder, qualities=[10, 30, 50])
+    ranking = report.ranking
+    assert ranking is not None
+    assert (ranking.against, ranking.unit) == ("its mean", "dB")
+    assert [name for name, value in ranking.worst if value < 0] == ["a.PNG"]
+    assert [name for name, value in ranking.best if value > 0] == ["b.png"]
+    assert evaluate.evaluate(folder, qualities=[10, 30], limit=1).ranking is None
+
+
+def test_memory_is_measured_for_each_curve_at_the_largest_picture(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def peak_memory(coder: Any, quality: int, picture: Path, *rest: Any) -> tuple[int, int]:
+        asked.append((coder.name, quality, picture, "weights" in vars(coder)))
+        return 3, 2
+
+    monkeypatch.setattr(evaluate, "peak_memory", peak_memory)
+    report = evaluate.evaluate(folder, qualities=[10, 50], lattice="z,e8", memory=True)
+    largest = folder / "b.png"
+    assert asked == [(f"baseline {name}", 50, largest, False) for name in ("z", "e8")]
+    assert [(m.curve, m.encode_bytes, m.decode_bytes) for m in report.memory] == [
+        ("baseline z", 3, 2),
+        ("baseline e8", 3, 2),
+    ]
+    assert report.command.endswith(" --memory")
+    assert evaluate.evaluate(folder, qualities=[10]).memory == []
+
+
 def test_progress_counts_every_file(folder: Path) -> None:
     told: list[tuple[int, int, str]] = []
     evaluate.evaluate(folder, qualities=[10, 50], progress=lambda *step: told.append(step))
@@ -188,4 +313,31 @@ def test_wrong_requests_name_the_remedy(folder: Path, anchors: Path, tmp_path: P
         anchors.write_text(text)
         with pytest.raises(UsageError, match="no anchors in"):
             evaluate.evaluate(folder, qualities=[10], anchors=anchors)
+    anchors.write_text('{"A": {"bpp": [1, 2], "psnr": [1, 2], "ms_ssim": [0.5]}}')
+    with pytest.raises(UsageError, match="no anchors in"):
+        evaluate.evaluate(folder, qualities=[10], anchors=anchors)
+    anchors.write_text('{"jpeg": {"bpp": [1, 2], "psnr": [1, 2]}}')
+    with pytest.raises(UsageError, match="called like the curve 'jpeg'"):
+        evaluate.evaluate(folder, qualities=[10], anchors=anchors, codecs="jpeg")
+    with pytest.raises(UsageError, match="no codec 'gif'"):
+        evaluate.evaluate(folder, qualities=[10], codecs="gif")
+    with pytest.raises(UsageError, match="no model in ','"):
+        evaluate.evaluate(folder, qualities=[10], model=",")
     assert CALLS == []  # all of it before anything is coded
+
+
+def test_the_command_writes_csv_and_plot_and_refuses_a_wrong_name_at_once(
+    folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["eval", str(folder), "--qualities", "10,50", "--codecs", "webp", "--csv"]
+    arguments += [str(tmp_path / "out.csv"), "--metric", "ms-ssim", "--plot"]
+    refused = CliRunner().invoke(main, [*arguments, str(tmp_path / "out.doc")])
+    assert refused.exit_code == 2
+    assert CALLS == []
+    # too small for MS-SSIM: the plot is refused, what was measured is kept
+    result = CliRunner().invoke(main, [*arguments, str(tmp_path / "out.png")])
+    assert result.exit_code == 2
+    assert "plot PSNR instead" in result.stderr
+    assert "\nwebp  " in result.stdout
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * (2 + len(PEERS["webp"].qualities))

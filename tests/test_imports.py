@@ -19,12 +19,12 @@ PACKAGE = Path(lvqcodec.errors.__file__).parent
 # from the ground up; a module may import its own floor and those below
 FLOORS = (
     ("errors", "config", "container", "catalog"),
-    ("imageio", "metrics", "coding", "coding.tables", "coding.rangecoder"),
+    ("imageio", "metrics", "peers", "memory", "coding", "coding.tables", "coding.rangecoder"),
     ("lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
     ("model", "weights", "overfit"),
     ("codec", "tiling", "ratecontrol", "training", "training.*"),
-    ("evaluate", "batch", "plugin"),
+    ("evaluate", "report", "plotting", "batch", "plugin"),
     ("cli",),
     ("__main__",),
 )
@@ -39,7 +39,7 @@ APART = (
 ONLY = {
     "click": ("cli", "__main__"),
     "constriction": ("coding.rangecoder",),
-    "PIL": ("imageio", "plugin", "training.*"),
+    "PIL": ("imageio", "peers", "plugin", "training.*"),
 }
 # what a module may load inside a function, though its floor has no use for it
 LATE = {"metrics": {"torch"}}

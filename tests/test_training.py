@@ -19,15 +19,18 @@ from PIL import Image
 import lvqcodec
 from lvqcodec import codec
 from lvqcodec.catalog import find_model, verify_digest
-from lvqcodec.coding.tables import LATTICE_MIN_BIN
+from lvqcodec.coding.tables import LATTICE_MIN_BIN, parametric_tables
 from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.model import CodecModel
+from lvqcodec.quantizer import Quantizer
 from lvqcodec.training import export as exporting
-from lvqcodec.training import loop
+from lvqcodec.training.checkpoint import CHECKPOINT
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.init import initialise
-from lvqcodec.training.loop import Trainer, group_of, train, validate
+from lvqcodec.training.loop import train
 from lvqcodec.training.recipe import GROUPS, Recipe
+from lvqcodec.training.trainer import Trainer, group_of
+from lvqcodec.training.validate import validate
 
 CPU = torch.device("cpu")
 HEAD = """
@@ -283,7 +286,7 @@ def test_every_parameter_belongs_to_one_group(tiny_config):
 
 
 def weights_of(run):
-    return torch.load(run / loop.CHECKPOINT, weights_only=True)
+    return torch.load(run / CHECKPOINT, weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -323,18 +326,17 @@ def test_stages_train_what_they_name_and_nothing_else(recipe, pictures):
         before = {name: p.clone() for name, p in trainer.model.named_parameters()}
         for _ in range(2):
             log = trainer.train_step(sampler, stage)
-        assert all(np.isfinite(value) for value in log.values())
+        assert all(torch.isfinite(value) for value in log.values())
         changed = {
             group_of(n) for n, p in trainer.model.named_parameters() if (p != before[n]).any()
         }
         assert changed == set(stage.train)
 
 
-@pytest.mark.parametrize("after", [2, 3, 8])
+@pytest.mark.parametrize("after", [2, 8])
 def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_been(
     finished, recipe, pictures, tmp_path, monkeypatch, after
 ):
-    monkeypatch.setattr(loop, "_SAVE_SECONDS", -1)  # a checkpoint after every step
     original, taken = Trainer.train_step, []
 
     def step(self, sampler, stage):
@@ -346,7 +348,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_been(
     run = tmp_path / "run"
     monkeypatch.setattr(Trainer, "train_step", step)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, data=[pictures], out=run, device="cpu")
+        train(recipe, data=[pictures], out=run, device="cpu", log_seconds=0, save_seconds=0)
     assert not list(run.glob("*.part"))
     monkeypatch.setattr(Trainer, "train_step", original)
     with pytest.raises(UsageError, match="--resume"):
@@ -401,7 +403,7 @@ def test_a_step_without_finite_gradients_leaves_no_trace(recipe, pictures, monke
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
     assert torch.isfinite(trainer.reference).all()
     log = trainer.train_step(sound, stage)
-    assert all(np.isfinite(value) for value in log.values())
+    assert all(torch.isfinite(value) for value in log.values())
     assert any((p != before[name]).any() for name, p in trainer.model.named_parameters())
 
 
@@ -507,6 +509,59 @@ def test_tables_are_fitted_to_what_the_lattices_choose(
         assert (histograms.offsets[histograms.counts == 0] == 0).all()
 
 
+def test_crops_of_one_quality_are_coded_together(new_model, photograph):
+    """As one by one, but for the few latents of a step that fill no lattice vector."""
+    model = new_model()
+    model.entropy.freeze()
+    model.tables = parametric_tables()
+    crops = np.stack([photograph(64, 96, seed=seed) for seed in range(2)])
+    crops = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+    for lattice, tolerance in (("z", 0), ("e8", 0.05)):
+        quantizer = Quantizer(lattice, model.tables)
+        found = []
+        for parts in ((crops,), (crops[:1], crops[1:])):
+            tally = exporting._Tally(quantizer)
+            latents = [
+                exporting._quantise(model, exporting._batch(model, part, 70), quantizer, tally)
+                for part in parts
+            ]
+            found.append((torch.cat(latents), tally))
+        (together, both), (apart, single) = found
+        assert (together != apart).float().mean() <= tolerance
+        assert both.bits == pytest.approx(single.bits, rel=max(tolerance / 10, 1e-9))
+        counts = [tally.histograms.counts.sum((0, 1)) for tally in (both, single)]
+        assert np.abs(counts[0] - counts[1]).sum() <= tolerance * counts[1].sum()
+
+
+def test_a_card_keeps_its_history(finished, recipe, tmp_path):
+    run, card = tmp_path / "run", tmp_path / "x.toml"
+    exporting.export(finished[0], name="x", out=tmp_path, device="cpu")
+    earlier = """
+[[training]]
+date = 2026-01-02
+steps = 7
+data = { pictures = 3, names = ["a", "b"] }
+
+[[measured]]
+bpp = [1.0]
+"""
+    card.write_text(card.read_text("utf-8") + earlier, encoding="utf-8")
+    exporting.export(finished[0], name="x", out=tmp_path, device="cpu")
+    raw = tomllib.loads(card.read_text("utf-8"))
+    assert [entry["steps"] for entry in raw["training"]] == [7, 9]  # the same run counts once
+    assert raw["training"][0] == tomllib.loads(earlier)["training"][0]
+    assert "measured" not in raw
+    run.mkdir()
+    (run / CHECKPOINT).write_bytes((finished[0] / CHECKPOINT).read_bytes())
+    (run / "recipe.toml").write_text("# another\n" + HEAD + STAGES, encoding="utf-8")
+    exporting.export(run, name="x", out=tmp_path, device="cpu")
+    raw = tomllib.loads(card.read_text("utf-8"))
+    assert [entry["steps"] for entry in raw["training"]] == [7, 9, 9]
+    card.write_text("no card", encoding="utf-8")
+    with pytest.raises(UsageError, match="cannot read the card"):
+        exporting.export(run, name="x", out=tmp_path, device="cpu")
+
+
 def test_export_says_what_is_missing(finished, tmp_path):
     with pytest.raises(UsageError, match="recipe"):
         exporting.export(tmp_path, name="x", out=tmp_path, device="cpu")
@@ -524,7 +579,7 @@ def test_a_model_whose_bound_fails_is_not_exported(finished, tmp_path):
     (run / "recipe.toml").write_bytes((finished[0] / "recipe.toml").read_bytes())
     state = weights_of(finished[0])
     state["average"]["entropy.networks.0.0.predictor.weight"].mul_(1000)
-    torch.save(state, run / loop.CHECKPOINT)
+    torch.save(state, run / CHECKPOINT)
     with pytest.raises(ModelMismatch, match="predictor"):
         exporting.export(run, name="x", out=tmp_path, device="cpu")
     assert not list(tmp_path.glob("x.*"))

@@ -9,7 +9,8 @@ import torch
 from lvqcodec.entropy.msp import channel_groups
 from lvqcodec.errors import UsageError
 from lvqcodec.model import CodecModel
-from lvqcodec.training.transfer import adapt, read_state
+from lvqcodec.training.checkpoint import read_weights
+from lvqcodec.training.transfer import adapt
 from lvqcodec.weights import unpack_weights
 
 
@@ -63,7 +64,7 @@ def test_heads_are_split_by_channel_group(new_model, tiny_config):
 def test_exported_weights_are_a_start(models_folder, tiny_config):
     path = models_folder / "tiny.safetensors"
     model = CodecModel(tiny_config)
-    model.load_state_dict(adapt(read_state(path, "checkpoint.pt"), model))
+    model.load_state_dict(adapt(read_weights(path), model))
     exact = unpack_weights(path.read_bytes())
     target = 40 * torch.randn(1, 30, model.entropy.channels, generator=torch.Generator())
     wanted, found = record(exact, target, "exact"), record(model, target, "simulate")
@@ -79,4 +80,4 @@ def test_codecs_that_differ_otherwise_are_refused(new_model, tiny_config, tmp_pa
     with pytest.raises(UsageError, match="heads"):
         adapt(seeded.state_dict(), CodecModel(grown_config(tiny_config, 1)))
     with pytest.raises(UsageError, match="cannot start from"):
-        read_state(tmp_path / "nothing.safetensors", "checkpoint.pt")
+        read_weights(tmp_path / "nothing.safetensors")

@@ -350,7 +350,11 @@ def _card_facts(card: ModelCard) -> dict[str, Any]:
     help="Stop after this time, loading included.  [default: when the recipe is done]",
 )
 @click.option("--resume", is_flag=True, help="Go on where the run in --out stopped.")
-@click.option("--validation", metavar="DIR", help="Estimate rate and PSNR on these at the end.")
+@click.option(
+    "--validation",
+    metavar="DIR",
+    help="Estimate rate and distortion on these, at the end and as often as the recipe says.",
+)
 @_device
 @_threads
 def train(
@@ -363,7 +367,10 @@ def train(
     device: str,
     threads: int | None,
 ) -> None:
-    """Train a codec on pictures, as a recipe says; `lvq export` makes a model of it."""
+    """Train a codec on pictures, as a recipe says; `lvq export` makes a model of it.
+
+    On N GPUs: torchrun --nproc-per-node N -m lvqcodec train ...
+    """
     _set_up_torch(device, threads)
     from lvqcodec.training import loop
 
@@ -407,7 +414,10 @@ def export(
     device: str,
     threads: int | None,
 ) -> None:
-    """Turn the training run in RUN_DIR into an installable model: weights and card."""
+    """Turn the training run in RUN_DIR into an installable model: weights and card.
+
+    The training history on a card that is there already is kept and extended.
+    """
     if minutes and not data:
         raise UsageError("--minutes needs pictures to train on: give --data")
     _set_up_torch(device, threads)
@@ -436,37 +446,67 @@ def _parse_qualities(ctx: click.Context, param: click.Parameter, value: str) -> 
     metavar="Q,...",
     help="Rate points to measure, each 0..100.",
 )
-@_model
+@click.option(
+    "-m",
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    metavar="NAME,...",
+    help="One or more that `lvq models` lists: a curve each.",
+)
 @click.option(
     "--lattice",
     metavar="NAME,...",
     help="One or more of z, e8: a curve each.  [default: as encode]",
+)
+@click.option(
+    "--codecs",
+    metavar="NAME,...",
+    help="Measure others on the same pictures: some of jpeg, webp, avif, heic, jxl.",
 )
 @_device
 @_threads
 @click.option("--anchors", metavar="FILE", help="Other codecs' points (JSON) to compare with.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N pictures.")
 @click.option("--json", "json_path", metavar="OUT", help="Write everything measured as JSON.")
+@click.option("--csv", "csv_path", metavar="OUT", help="Write a line for each file as CSV.")
 @click.option("--plot", "plot_path", metavar="OUT", help="Draw the curves (.png, .svg or .pdf).")
+@click.option(
+    "--metric",
+    type=click.Choice(["psnr", "ms-ssim"]),
+    default="psnr",
+    show_default=True,
+    help="What the plot shows over bpp.",
+)
+@click.option("--memory", is_flag=True, help="Measure peak memory at the largest picture too.")
 def evaluate(
     folder: str,
     qualities: list[int],
     model: str,
     lattice: str | None,
+    codecs: str | None,
     device: str,
     threads: int | None,
     anchors: str | None,
     limit: int | None,
     json_path: str | None,
+    csv_path: str | None,
     plot_path: str | None,
+    metric: str,
+    memory: bool,
 ) -> None:
     """Measure rate, distortion and time over the pictures in FOLDER, through real files.
 
-    Prints bpp, PSNR, MS-SSIM and seconds for each quality, and the BD-rate against each anchor.
-    Needs the extra `lvqcodec[eval]`.
+    Prints bpp, PSNR, MS-SSIM and seconds for each quality, the BD-rate of every curve over every
+    other and over the anchors, and the pictures that went worst and best. Needs the extra
+    `lvqcodec[eval]`; heic and jxl need `lvqcodec[bench]`.
     """
     _set_up_torch(device, threads)
     from lvqcodec.evaluate import evaluate
+    from lvqcodec.plotting import new_figure
+
+    if plot_path is not None:
+        new_figure(plot_path)  # a wrong name shows now, not after an hour of coding
 
     report = evaluate(
         folder,
@@ -476,9 +516,13 @@ def evaluate(
         device=device,
         anchors=anchors,
         limit=limit,
+        codecs=codecs,
+        memory=memory,
     )
     click.echo(report.table())
     if json_path is not None:
         _write(json_path, (json.dumps(report.to_json(), indent=1) + "\n").encode())
+    if csv_path is not None:
+        _write(csv_path, report.to_csv().encode())
     if plot_path is not None:
-        report.plot(plot_path)
+        report.plot(plot_path, metric)

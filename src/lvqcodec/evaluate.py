@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder of pictures to rate-distortion points, BD-rates and times, through real files.
 
-Every picture is encoded, written, read back and decoded at every quality. bpp is the size on disk;
-bpp, PSNR and MS-SSIM of a quality are means over the pictures, as published curves are made.
+Every picture is encoded, written, read back and decoded at every quality, by our models and by the
+codecs they are compared with alike: same pictures, same process, real files, from samples to bytes
+and from bytes to samples. bpp is the size on disk; bpp, PSNR and MS-SSIM of a quality are means
+over the pictures, as published curves are made.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -19,104 +20,79 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain, cycle
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lvqcodec import __version__, codec, imageio, metrics
 from lvqcodec.errors import UsageError
+from lvqcodec.memory import peak_memory
+from lvqcodec.peers import Peer, find_peers
+from lvqcodec.report import (
+    Anchors,
+    BdRate,
+    Curve,
+    Memory,
+    Point,
+    Ranking,
+    Report,
+    anchor_curves,
+    ms_ssim_db,
+    rd_curves,
+)
 
 SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-PACKAGES = ("torch", "numpy", "constriction", "pillow", "bjontegaard", "pytorch-msssim")
-Curve = tuple[Sequence[float], Sequence[float]]  # bpp, PSNR
+PACKAGES = (
+    *("torch", "numpy", "constriction", "pillow", "pillow-heif", "pillow-jxl-plugin"),
+    *("bjontegaard", "pytorch-msssim"),
+)
+EXTREMES = 3  # pictures named as worst, and as best
 
 
 @dataclass(frozen=True)
-class Point:
-    """One picture at one quality of one curve, or (picture None) that quality over all pictures.
+class Ours:
+    """One of our models on one lattice (None: its own), as a coder beside the peers."""
 
-    Over all pictures: means, but the median of the seconds. psnr in dB; ms_ssim is None where the
-    picture is too small to have one.
-    """
+    model: str
+    lattice: str | None
+    device: str
+    qualities: tuple[int, ...]
+    suffix = ".lvq"
 
-    curve: str
-    quality: int
-    picture: str | None
-    bpp: float
-    psnr: float
-    ms_ssim: float | None
-    encode_s: float
-    decode_s: float
+    @property
+    def name(self) -> str:
+        """What its curve is called."""
+        return f"{self.model} {self.lattice}" if self.lattice else self.model
 
+    @cached_property
+    def weights(self) -> codec.LoadedModel:
+        """The loaded model."""
+        return codec.load_model(self.model, device=self.device)
 
-@dataclass(frozen=True)
-class BdRate:
-    """Rate of `curve` over `anchor` at equal PSNR, over the PSNR range (dB) that both cover."""
+    def prepare(self) -> None:
+        """Load the model; raises what `codec.load_model` does."""
+        _ = self.weights
 
-    curve: str
-    anchor: str
-    percent: float | None
-    psnr_range: tuple[float, float] | None
+    def encode(self, image: NDArray[np.uint8], quality: int) -> bytes:
+        """The bytes of a file."""
+        return codec.encode(
+            image, model=self.weights, quality=quality, lattice=self.lattice, device=self.device
+        )
 
-    def __str__(self) -> str:
-        if self.percent is None or self.psnr_range is None:
-            return "none: no common PSNR range, or PSNR does not rise with rate"
-        return f"{self.percent:+8.2f} % over {self.psnr_range[0]:.1f}-{self.psnr_range[1]:.1f} dB"
+    def decode(self, data: bytes, grey: bool) -> NDArray[np.uint8]:
+        """The picture; the file itself says whether it is grey."""
+        return codec.decode(data, device=self.device)
 
-
-@dataclass(frozen=True)
-class Report:
-    """What an evaluation found, and with what: shown by `table()`, `to_json()` and `plot(path)`."""
-
-    command: str
-    machine: dict[str, Any]
-    pictures: list[Point]
-    points: list[Point]
-    bd_rates: list[BdRate]
-    anchors: dict[str, dict[str, Any]]
-
-    def table(self) -> str:
-        """The points of every curve and its BD-rates, as lines of text."""
-        machine = self.machine
-        lines = [
-            f"{len({point.picture for point in self.pictures})} pictures, "
-            f"{machine['gpu'] or machine['processor']}, {machine['threads']} threads"
-        ]
-        for curve in _curves(self.points):
-            lines += ["", f"{curve:<20} bpp  PSNR dB  MS-SSIM  encode s  decode s"]
-            for p in self.points:
-                if p.curve == curve:
-                    similar = "-" if p.ms_ssim is None else f"{p.ms_ssim:.5f}"
-                    lines.append(
-                        f"quality {p.quality:>3} {p.bpp:>12.4f} {p.psnr:>8.3f} {similar:>8} "
-                        f"{p.encode_s:>9.3f} {p.decode_s:>9.3f}"
-                    )
-            lines += [
-                f"BD-rate against {rate.anchor:<24} {rate}"
-                for rate in self.bd_rates
-                if rate.curve == curve
-            ]
-        return "\n".join(lines)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything in the report as plain JSON values (a PSNR of infinity becomes null)."""
-        plain: dict[str, Any] = _finite(asdict(self))
-        return plain
-
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw PSNR over bpp (log axis), ours thick, and write it to a .png, .svg or .pdf."""
-        figure = metrics.extra("matplotlib.figure").Figure(figsize=(11, 6.5), layout="constrained")
-        kind = Path(path).suffix[1:].lower()
-        if kind not in figure.canvas.get_supported_filetypes():
-            raise UsageError(f"cannot draw a plot as `{path}`: end the name in .png, .svg or .pdf")
-        _draw(figure, self)
-        data = io.BytesIO()
-        figure.savefig(data, format=kind, dpi=150)
-        imageio.atomic_write(Path(path), data.getvalue())
+    def facts(self) -> dict[str, Any]:
+        """What was measured, as plain JSON values."""
+        return {"model": self.model, "lattice": self.lattice}
 
 
 def evaluate(
@@ -128,58 +104,47 @@ def evaluate(
     device: str = "auto",
     anchors: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    codecs: str | None = None,
+    memory: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Report:
     """Code every picture of `folder` at every quality (0..100) and report what that took.
 
-    `lattice` may name several ("z,e8"): one curve each, compared with the first. `anchors` is a
-    JSON file {"NAME": {"bpp": [...], "psnr": [...]}, ...} of other codecs' means over the same
-    pictures. `limit` takes only the first pictures by name, no longer those of the anchors then.
+    `model` and `lattice` may name several ("z,e8"): one curve for each model on each lattice.
+    `codecs` names some of `peers.PEERS`, measured on the same pictures at qualities of their own.
+    `anchors` is a JSON file {"NAME": {"bpp": [...], "psnr": [...], "ms_ssim": [...]}, ...} of other
+    codecs' means over the same pictures ("ms_ssim" may be missing). BD-rates are of every curve
+    over every other and over the anchors. `limit` takes only the first pictures by name, no longer
+    those of the anchors then. `memory` measures peak memory at the largest picture too.
     `progress` is told how many files are done, of how many, and the picture at hand; by default
     stderr is, where it is a terminal.
     """
-    paths, levels = list_pictures(folder, limit), sorted(set(qualities))
+    paths, levels = list_pictures(folder, limit), tuple(sorted(set(qualities)))
     if not levels or not all(0 <= level <= 100 for level in levels):
         raise UsageError(f"qualities are {list(qualities)}: give one or more from 0 to 100")
-    others = _read_anchors(Path(anchors)) if anchors is not None else {}
+    models = _names(model)
+    lattices: list[str | None] = [*_names(lattice)] or [None]
+    if not models:
+        raise UsageError(f"no model in {model!r}: name one that `lvq models` lists")
     for package in ("pytorch_msssim", "bjontegaard"):
         metrics.extra(package)  # a missing one shows now, not after an hour of coding
+    coders: list[Ours | Peer] = [Ours(m, name, device, levels) for m in models for name in lattices]
+    coders += find_peers(_names(codecs))
+    others = _read_anchors(Path(anchors), [coder.name for coder in coders]) if anchors else {}
+    for coder in coders:
+        coder.prepare()
     tell = progress or (_meter if sys.stderr.isatty() else lambda done, total, name: None)
-    weights = codec.load_model(model, device=device)
-    lattices = [name.strip() for name in lattice.split(",")] if lattice else [None]
-    jobs = [
-        (f"{model} {name}" if name else model, name, level)
-        for name in dict.fromkeys(lattices)
-        for level in levels
-    ]
-    pictures: list[Point] = []
     with tempfile.TemporaryDirectory(prefix="lvq-eval-") as scratch:
-        file = Path(scratch) / "picture.lvq"
-
-        def measure(curve: str, name: str | None, level: int, path: Path, x: Any) -> Point:
-            start = time.perf_counter()
-            data = codec.encode(x, model=weights, quality=level, lattice=name, device=device)
-            encode_s = time.perf_counter() - start
-            file.write_bytes(data)
-            data = file.read_bytes()
-            start = time.perf_counter()
-            x_hat = codec.decode(data, device=device)
-            decode_s = time.perf_counter() - start
-            rate = metrics.bpp(file.stat().st_size, x.shape[1], x.shape[0])
-            distortion = (metrics.psnr(x, x_hat), metrics.ms_ssim(x, x_hat))
-            return Point(curve, level, path.name, rate, *distortion, encode_s, decode_s)
-
-        for path in paths:
-            x = imageio.load(path)
-            if path == paths[0]:
-                measure(*jobs[0], path, x)  # warm-up: kernels chosen, caches filled
-            for job in jobs:
-                tell(len(pictures), len(paths) * len(jobs), path.name)
-                pictures.append(measure(*job, path, x))
+        pictures = _measure_all(coders, paths, Path(scratch), tell)
+        peaks = []
+        for coder in coders if memory else ():
+            tell(len(pictures), len(pictures) + 1, f"memory of {coder.name}")
+            peaks.append(_peak(coder, pictures, Path(folder), Path(scratch)))
     tell(len(pictures), len(pictures), "done")
     points = [
-        _mean([point for point in pictures if (point.curve, point.quality) == (curve, level)])
-        for curve, _, level in jobs
+        _mean([point for point in pictures if (point.curve, point.quality) == (coder.name, level)])
+        for coder in coders
+        for level in coder.qualities
     ]
     settings = {
         "qualities": ",".join(map(str, levels)),
@@ -188,15 +153,20 @@ def evaluate(
         "device": device,
         "anchors": anchors,
         "limit": limit,
+        "codecs": codecs,
     }
     options = ((f"--{key}", str(value)) for key, value in settings.items() if value is not None)
+    flags = ["--memory"] if memory else []
     return Report(
-        command=shlex.join(["lvq", "eval", str(folder), *chain(*options)]),
+        command=shlex.join(["lvq", "eval", str(folder), *chain(*options), *flags]),
         machine=_machine(device),
+        curves={coder.name: coder.facts() for coder in coders},
         pictures=pictures,
         points=points,
-        bd_rates=_compare(_curves(points), others),
+        bd_rates=_compare(points, others),
         anchors=others,
+        ranking=_rank(pictures, points, coders),
+        memory=peaks,
     )
 
 
@@ -211,53 +181,158 @@ def list_pictures(folder: str | os.PathLike[str], limit: int | None = None) -> l
     return found
 
 
-def _read_anchors(path: Path) -> dict[str, dict[str, Any]]:
+def _names(listed: str | None) -> list[str]:
+    names = [name.strip() for name in (listed or "").split(",")]
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _read_anchors(path: Path, taken: Sequence[str]) -> Anchors:
     try:
-        anchors = json.loads(path.read_text("utf-8"))
+        anchors: Anchors = dict(json.loads(path.read_text("utf-8")).items())
         for anchor in anchors.values():  # wrong lists fail here, before anything is coded
-            curve = ([float(rate) for rate in anchor["bpp"]], [float(db) for db in anchor["psnr"]])
-            metrics.common_range(*curve, *curve)
+            rates, distortions = [float(rate) for rate in anchor["bpp"]], [anchor["psnr"]]
+            if anchor.get("ms_ssim"):
+                distortions.append([ms_ssim_db(value) for value in anchor["ms_ssim"]])
+            for distortion in distortions:
+                curve = (rates, [float(db) for db in distortion])
+                metrics.common_range(*curve, *curve)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
         raise UsageError(
             f"no anchors in `{path}` ({type(error).__name__}: {error}): "
             'give a JSON file {"NAME": {"bpp": [...], "psnr": [...]}, ...}'
         ) from error
-    return dict(anchors)
+    for name in taken:
+        if name in anchors:
+            raise UsageError(f"`{path}` has an anchor called like the curve {name!r}: rename it")
+    return anchors
+
+
+def _measure_all(
+    coders: Sequence[Ours | Peer],
+    paths: Sequence[Path],
+    scratch: Path,
+    tell: Callable[[int, int, str], None],
+) -> list[Point]:
+    """Every picture by every coder at every quality, picture by picture."""
+    pictures: list[Point] = []
+    total = len(paths) * sum(len(coder.qualities) for coder in coders)
+    for path in paths:
+        x = imageio.load(path)
+        for coder in coders:
+            if path == paths[0]:  # warm-up: kernels chosen, caches filled
+                _measure(coder, coder.qualities[0], path, x, scratch)
+            for quality in coder.qualities:
+                tell(len(pictures), total, path.name)
+                pictures.append(_measure(coder, quality, path, x, scratch))
+    return pictures
+
+
+def _measure(
+    coder: Ours | Peer, quality: int, path: Path, x: NDArray[np.uint8], scratch: Path
+) -> Point:
+    file = scratch / f"picture{coder.suffix}"
+    start = time.perf_counter()
+    data = coder.encode(x, quality)
+    encode_s = time.perf_counter() - start
+    file.write_bytes(data)
+    data = file.read_bytes()
+    start = time.perf_counter()
+    x_hat = coder.decode(data, grey=x.ndim == 2)
+    decode_s = time.perf_counter() - start
+    height, width = x.shape[:2]
+    num_bytes = file.stat().st_size
+    return Point(
+        curve=coder.name,
+        quality=quality,
+        picture=path.name,
+        num_bytes=num_bytes,
+        width=width,
+        height=height,
+        bpp=metrics.bpp(num_bytes, width, height),
+        psnr=metrics.psnr(x, x_hat),
+        ms_ssim=metrics.ms_ssim(x, x_hat),
+        encode_s=encode_s,
+        decode_s=decode_s,
+    )
 
 
 def _mean(points: list[Point]) -> Point:
     similar = [point.ms_ssim for point in points if point.ms_ssim is not None]
     return Point(
-        points[0].curve,
-        points[0].quality,
-        None,
-        statistics.fmean(point.bpp for point in points),
-        statistics.fmean(point.psnr for point in points),
-        statistics.fmean(similar) if similar else None,
-        statistics.median(point.encode_s for point in points),
-        statistics.median(point.decode_s for point in points),
+        curve=points[0].curve,
+        quality=points[0].quality,
+        picture=None,
+        num_bytes=None,
+        width=None,
+        height=None,
+        bpp=statistics.fmean(point.bpp for point in points),
+        psnr=statistics.fmean(point.psnr for point in points),
+        ms_ssim=statistics.fmean(similar) if similar else None,
+        encode_s=statistics.median(point.encode_s for point in points),
+        decode_s=statistics.median(point.decode_s for point in points),
     )
 
 
-def _curves(points: list[Point]) -> dict[str, Curve]:
-    names = dict.fromkeys(point.curve for point in points)
-    chosen = {name: [point for point in points if point.curve == name] for name in names}
-    return {name: ([p.bpp for p in own], [p.psnr for p in own]) for name, own in chosen.items()}
+def _peak(coder: Ours | Peer, pictures: list[Point], folder: Path, scratch: Path) -> Memory:
+    """The coder's memory at the largest picture, at its highest quality."""
+    largest = max(pictures, key=lambda point: (point.width or 0) * (point.height or 0)).picture
+    quality, threads = coder.qualities[-1], torch.get_num_threads()
+    assert largest is not None
+    # A copy: the loaded weights stay here.
+    peaks = peak_memory(replace(coder), quality, folder / largest, scratch, threads)
+    return Memory(coder.name, quality, largest, *peaks)
 
 
-def _compare(curves: dict[str, Curve], anchors: dict[str, dict[str, Any]]) -> list[BdRate]:
-    """Every curve against the first of them and against every anchor."""
-    first = next(iter(curves))
-    references = {first: curves[first]}
-    references |= {name: (anchor["bpp"], anchor["psnr"]) for name, anchor in anchors.items()}
+def _compare(points: list[Point], anchors: Anchors) -> list[BdRate]:
+    """Every curve over every other and over every anchor."""
+
+    def rates(measure: str) -> dict[tuple[str, str], tuple[float | None, Any]]:
+        curves = rd_curves(points, measure)
+        return {
+            (name, other): (metrics.bd_rate(*line, *own), metrics.common_range(*line, *own))
+            for name, own in curves.items()
+            for other, line in (curves | anchor_curves(anchors, measure)).items()
+            if name != other
+        }
+
+    similar = rates("ms-ssim")
     return [
-        BdRate(
-            curve, name, metrics.bd_rate(*reference, *own), metrics.common_range(*reference, *own)
-        )
-        for curve, own in curves.items()
-        for name, reference in references.items()
-        if name != curve
+        BdRate(*names, *rate, *similar.get(names, (None, None)))
+        for names, rate in rates("psnr").items()
     ]
+
+
+def _rank(
+    pictures: list[Point], points: list[Point], coders: Sequence[Ours | Peer]
+) -> Ranking | None:
+    """Where our first curve does worst and best: over the first peer, else over its own mean."""
+    first = coders[0].name
+    peer = next((coder.name for coder in coders if isinstance(coder, Peer)), None)
+    mean = rd_curves(points)[first]
+    values: dict[str, float | None] = {}
+    for name in dict.fromkeys(point.picture for point in pictures):
+        curves = rd_curves([point for point in pictures if point.picture == name])
+        own = curves[first]
+        values[str(name)] = metrics.bd_rate(*curves[peer], *own) if peer else _gain(own, mean)
+    found = [(name, value) for name, value in values.items() if value is not None]
+    found.sort(key=lambda item: item[1], reverse=peer is not None)  # the worst first
+    count = min(EXTREMES, len(found) // 2)
+    if not count:
+        return None
+    unranked = len(values) - len(found)
+    against, unit = (peer, "%") if peer else ("its mean", "dB")
+    return Ranking(first, against, unit, found[:count], found[: -count - 1 : -1], unranked)
+
+
+def _gain(curve: Curve, mean: Curve) -> float | None:
+    """PSNR over the mean curve's at equal bpp in dB, averaged over log bpp; None: no overlap."""
+    points = [np.array(sorted(zip(*line, strict=True))).T for line in (curve, mean)]
+    low, high = max(line[0, 0] for line in points), min(line[0, -1] for line in points)
+    if not low < high or not all(np.isfinite(line).all() for line in points):
+        return None
+    rates = np.linspace(math.log(low), math.log(high), 100)
+    own, other = (np.interp(rates, np.log(line[0]), line[1]) for line in points)
+    return float(np.mean(own - other))
 
 
 def _machine(device: str) -> dict[str, Any]:
@@ -280,51 +355,6 @@ def _machine(device: str) -> dict[str, Any]:
         "system": platform.platform(),
         "versions": versions,
     }
-
-
-def _draw(figure: Any, report: Report) -> None:
-    """Our curves thick; the anchors thin, the strongest first in legend and colour."""
-    curves, axes = _curves(report.points), figure.add_subplot()
-    rates = {(rate.anchor, rate.curve): rate.percent for rate in report.bd_rates}
-
-    def label(name: str) -> str:
-        percents = [rates.get((name, curve)) for curve in curves]
-        told = ", ".join("-" if value is None else f"{value:+.1f} %" for value in percents)
-        return f"{name}   {told}" if any(anchor == name for anchor, _ in rates) else name
-
-    for (name, curve), colour in zip(curves.items(), cycle(("crimson", "darkorange", "deeppink"))):
-        style = {"color": colour, "linewidth": 3, "marker": "o", "zorder": 3}
-        axes.plot(*curve, label=label(name), **style)
-    first = next(iter(curves))
-    ranked = sorted(report.anchors, key=lambda name: rates[name, first] or 0, reverse=True)
-    colours = metrics.extra("matplotlib").colormaps["viridis"]
-    for index, (name, dashes) in enumerate(zip(ranked, cycle(("-", "--", "-.")))):
-        style = {"color": colours(0.95 * index / len(ranked)), "linestyle": dashes, "linewidth": 1}
-        anchor = report.anchors[name]
-        axes.plot(anchor["bpp"], anchor["psnr"], label=label(name), **style)
-
-    ticks = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    bpp = [rate for curve in curves.values() for rate in curve[0]]
-    psnr = [db for curve in curves.values() for db in curve[1] if math.isfinite(db)]
-    axes.set_xlim(min(bpp) / 1.4, max(bpp) * 1.4)
-    axes.set_ylim(min(psnr, default=20) - 1, max(psnr, default=50) + 2)
-    axes.set_xlabel("bits per pixel, from file sizes")
-    axes.set_ylabel("PSNR [dB]")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    title = f"BD-rate of {', '.join(curves)} over" if rates else None
-    figure.legend(title=title, loc="outside right center", frameon=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _meter(done: int, total: int, name: str) -> None:

@@ -55,6 +55,11 @@ def load_pictures(sources: Sequence[str | Path], *, limit: int | None = None) ->
         return list(pool.map(decode, encoded))
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to `device` without waiting for what a GPU has yet to do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 class CropSampler:
     """Random crops of pictures that live in one flat uint8 tensor (pixels, 3) on `device`.
 
@@ -74,8 +79,13 @@ class CropSampler:
         self._device = device
         self.total_pixels = int(areas.sum())
 
-    def sample(self, count: int, size: int, generator: torch.Generator) -> Tensor:
-        """Return float crops (count, 3, size, size) in [0, 1]; flips, transposition included."""
+    def sample(
+        self, count: int, size: int, generator: torch.Generator, share: slice = slice(None)
+    ) -> Tensor:
+        """Return float crops (count, 3, size, size) in [0, 1]; flips, transposition included.
+
+        Of the `count` crops that the generator draws, only those in `share` are made.
+        """
         fits = (self._shapes >= size).all(dim=1)
         if not fits.any():
             raise UsageError(f"no training picture is at least {size} pixels on both sides")
@@ -83,16 +93,18 @@ class CropSampler:
         index = torch.multinomial(weights, count, replacement=True, generator=generator)
         room = self._shapes[index] - size + 1
         corner = (torch.rand(count, 2, generator=generator) * room).long()
-        flips = torch.randint(0, 2, (count, 3), generator=generator).bool()
+        flips = torch.randint(0, 2, (count, 3), generator=generator)
         width = self._shapes[index, 1]
         start = self._offsets[index] + corner[:, 0] * width + corner[:, 1]
-        ramp = torch.arange(size, device=self._device).expand(count, size)
-        flips, width, start = (t.to(self._device) for t in (flips, width, start))
+        drawn = torch.cat([flips, width[:, None], start[:, None]], 1)[share]
+        drawn = to_device(drawn, self._device)
+        flips, width, start = drawn[:, :3].bool(), drawn[:, 3, None], drawn[:, 4, None]
+        ramp = torch.arange(size, device=self._device)
         rows = torch.where(flips[:, :1], size - 1 - ramp, ramp)
         columns = torch.where(flips[:, 1:2], size - 1 - ramp, ramp)
         swap = flips[:, 2, None, None]
         down = torch.where(swap, rows[:, None, :], rows[:, :, None])
         across = torch.where(swap, columns[:, :, None], columns[:, None, :])
-        pixels = self._pixels[start[:, None, None] + down * width[:, None, None] + across]
+        pixels = self._pixels[start[:, :, None] + down * width[:, :, None] + across]
         crops: Tensor = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
         return crops

@@ -8,7 +8,9 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,19 @@ from lvqcodec.imageio import atomic_write
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler, load_pictures
-from lvqcodec.training.loop import Trainer, choose_device, group_of, say
+from lvqcodec.training.loop import say
+from lvqcodec.training.ranks import choose_device
 from lvqcodec.training.recipe import Recipe
+from lvqcodec.training.trainer import Trainer, group_of
 from lvqcodec.weights import pack_weights
 
 _CROP = 256
 _FIT_CROPS = 202  # two for each quality
 _FIT_ROUNDS = 5  # the choice depends on the tables and the tables on the choice
+_LOSS = {
+    "psnr": "bpp + lmbda * 255^2 * MSE",
+    "ms-ssim": "bpp + 2.4 * (lmbda / 0.0018)^0.981 * (1 - MS-SSIM)",
+}
 
 
 def export(
@@ -46,13 +54,15 @@ def export(
 
     `data` (folders or tar files) is what the probability rows are fitted on; without it they stay
     those of a logistic distribution. `minutes` of training g_s alone on truly quantised latents
-    may follow. Returns the path of the weights; raises UsageError.
+    may follow. A card that is there already is replaced, but for the [[training]] of other recipes:
+    the weights may have gone through those too. Returns the path of the weights; raises UsageError.
     """
     if minutes and not data:
         raise UsageError(f"{minutes:g} minutes of training need pictures; name some with --data")
     where = torch.device(choose_device(device))
     folder, target = Path(run_dir), Path(out)
-    recipe = Recipe.load(folder / "recipe.toml")
+    config = folder / "recipe.toml"
+    recipe = Recipe.load(config)
     trainer = Trainer(recipe, where)
     trainer.load(folder)
     model = trainer.average
@@ -62,29 +72,58 @@ def export(
         sampler = CropSampler(load_pictures(data), device=where)
         generator = torch.Generator().manual_seed(recipe.seed + 1)
         crops = sampler.sample(_FIT_CROPS, _CROP, generator)
+        batches = _batches(model, crops)
         for index in range(_FIT_ROUNDS):
-            model.tables, bpp = _fit(model, crops)
+            model.tables, bpp = _fit(model, batches)
             say(f"tables {index + 1}/{_FIT_ROUNDS}: {bpp:.4f} bpp before this fit")
         if minutes:
             polish(model, sampler, generator, minutes=minutes)
     target.mkdir(parents=True, exist_ok=True)
     weights = pack_weights(model)
     path = target / f"{name}.safetensors"
+    card = path.with_suffix(".toml")
+    entry = _training(trainer, hashlib.sha256(config.read_bytes()).hexdigest()[:16], minutes or 0)
+    text = _card(
+        name, hashlib.sha256(weights).hexdigest(), trainer, [*_earlier(card, entry), entry]
+    )
     atomic_write(path, weights)
-    card = _card(name, hashlib.sha256(weights).hexdigest(), recipe, trainer, minutes or 0)
-    atomic_write(path.with_suffix(".toml"), card.encode())
+    atomic_write(card, text.encode())
     say(f"{path}: {len(weights) / 2**20:.1f} MiB")
     return path
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Latents y (B, h * w, C) of crops of `pixels` in all, coded at one quality."""
+
+    y: Tensor
+    grid: tuple[int, int]
+    quality: int
+    pixels: int
+
+
 @torch.no_grad()
-def _quantise(
-    model: CodecModel, crop: Tensor, quality: int, quantizer: Quantizer, sink: Sink
-) -> Tensor:
-    """Return the latents (1, h * w, C) of a crop (3, H, W) as the codec would code them."""
-    at = torch.full((1,), float(quality), device=crop.device)
-    coder = LatentQuantizer(model.analysis(crop[None], at), quantizer, sink)
-    return model.entropy.code(coder, *model.grid(*crop.shape[-2:]), at)
+def _batch(model: CodecModel, crops: Tensor, quality: int) -> _Batch:
+    """Analyse crops (B, 3, H, W); exact networks take as many as share a quality at once."""
+    at = torch.full((len(crops),), float(quality), device=crops.device)
+    pixels = len(crops) * crops.shape[2] * crops.shape[3]
+    return _Batch(model.analysis(crops, at), model.grid(*crops.shape[-2:]), quality, pixels)
+
+
+def _batches(model: CodecModel, crops: Tensor) -> list[_Batch]:
+    """Spread crops (B, 3, H, W) evenly over the qualities."""
+    shares = [crops[quality :: len(QUALITIES)] for quality in QUALITIES]
+    return [
+        _batch(model, share, q) for q, share in zip(QUALITIES, shares, strict=True) if len(share)
+    ]
+
+
+@torch.no_grad()
+def _quantise(model: CodecModel, batch: _Batch, quantizer: Quantizer, sink: Sink) -> Tensor:
+    """Return the latents (B, h * w, C) as the codec would code them."""
+    coder = LatentQuantizer(batch.y, quantizer, sink)
+    at = torch.full((len(batch.y),), float(batch.quality), device=batch.y.device)
+    return model.entropy.code(coder, *batch.grid, at)
 
 
 class _Tally:
@@ -104,17 +143,17 @@ def _ignore(j: Tensor, bins: Tensor, residual: Tensor) -> None:
     """A sink for those who want the latents alone."""
 
 
-def _fit(model: CodecModel, crops: Tensor) -> tuple[CodingTables, float]:
+def _fit(model: CodecModel, batches: Sequence[_Batch]) -> tuple[CodingTables, float]:
     """Refit the tables to what is chosen by the present ones; also the bpp of these, with E8."""
     assert model.tables is not None
     z, e8 = _Tally(Quantizer("z", model.tables)), _Tally(Quantizer("e8", model.tables))
     for tally in (z, e8):
-        for index, crop in enumerate(crops):
-            _quantise(model, crop, index % len(QUALITIES), tally.quantizer, tally)
+        for batch in batches:
+            _quantise(model, batch, tally.quantizer, tally)
     # one set of scalar rows serves both lattices, and with Z^n every bin of it is seen
     counts = np.stack([z.histograms.counts[0], e8.histograms.counts[1]])
     offsets = np.stack([z.histograms.offsets[0], e8.histograms.offsets[1]])
-    return fit_tables(Histograms(counts, offsets)), e8.bits / (len(crops) * _CROP**2)
+    return fit_tables(Histograms(counts, offsets)), e8.bits / sum(b.pixels for b in batches)
 
 
 def polish(
@@ -144,7 +183,7 @@ def polish(
         strata = torch.arange(batch) + torch.rand(batch, generator=generator)
         qualities = (strata * (101 / batch)).long().clamp(max=100).tolist()
         latents = [
-            _quantise(model, crop, quality, quantizer, _ignore)
+            _quantise(model, _batch(model, crop[None], quality), quantizer, _ignore)
             for crop, quality in zip(crops, qualities, strict=True)
         ]
         at = torch.tensor(qualities, dtype=torch.float32, device=crops.device)
@@ -163,10 +202,9 @@ def polish(
     model.requires_grad_(False)
 
 
-def _card(name: str, digest: str, recipe: Recipe, trainer: Trainer, polish_minutes: float) -> str:
+def _card(name: str, digest: str, trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> str:
     """The model card: what a reader of the weights must know, as TOML."""
-    parameters = sum(p.numel() for p in trainer.average.parameters())
-    stages = ", ".join(f"{s.name} {s.steps}" for s in recipe.stages)
+    recipe = trainer.recipe
     lines = {
         "name": name,
         "digest": digest,
@@ -174,25 +212,53 @@ def _card(name: str, digest: str, recipe: Recipe, trainer: Trainer, polish_minut
         "description": recipe.description,
         "licence": "Apache-2.0",
         "lvqcodec": __version__,
-        "parameters": parameters,
-        "loss": "bpp + lmbda * 255^2 * MSE,"
+        "parameters": sum(p.numel() for p in trainer.average.parameters()),
+        "tune": recipe.tune,
+        "loss": f"{_LOSS[recipe.tune]},"
         " lmbda = lmbda_min * (lmbda_max / lmbda_min)^(quality / 100)",
         "lmbda_range": [recipe.codec.lmbda_min, recipe.codec.lmbda_max],
     }
-    history = {
+    return _toml(lines) + "".join(f"\n[[training]]\n{_toml(entry)}" for entry in history)
+
+
+def _training(trainer: Trainer, recipe_digest: str, polish_minutes: float) -> dict[str, Any]:
+    """What the card says about this run."""
+    return {
+        "recipe": recipe_digest,
         "date": datetime.date.today().isoformat(),
         "device": f"{trainer.device.type}, {platform.processor() or platform.machine()},"
         f" {torch.get_num_threads()} threads",
-        "stages": stages,
+        "stages": ", ".join(f"{s.name} {s.steps}" for s in trainer.recipe.stages),
         "steps": trainer.total_steps,
         "minutes": round(trainer.seconds / 60, 1),
         "megapixels": round(trainer.pixels / 1e6),
         "polish_minutes": polish_minutes,
-        "seed": recipe.seed,
+        "seed": trainer.recipe.seed,
     }
-    return f"{_toml(lines)}\n[[training]]\n{_toml(history)}"
 
 
-def _toml(values: dict[str, Any]) -> str:
-    """Write strings, numbers and lists of them as lines of TOML; JSON has the same forms."""
-    return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items())
+def _earlier(card: Path, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The [[training]] of a card that is about to be replaced, without this run's own."""
+    try:
+        found = tomllib.loads(card.read_text(encoding="utf-8")).get("training", [])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the card {str(card)!r} to extend it: {error}") from None
+    return [old for old in found if old.get("recipe") != entry["recipe"]]
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    """Write values as lines of TOML."""
+    return "".join(f"{key} = {_value(value)}\n" for key, value in values.items())
+
+
+def _value(value: Any) -> str:
+    """Write a value as TOML does: strings, numbers and truth as JSON."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{json.dumps(k)} = {_value(v)}' for k, v in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return json.dumps(value, ensure_ascii=False)

@@ -9,14 +9,21 @@ from pathlib import Path
 
 from lvqcodec.config import CodecConfig, from_table
 from lvqcodec.errors import UsageError
+from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 
 GROUPS = ("klt", "analysis", "synthesis", "entropy", "steps")
 """What a stage may train: linear path, networks of g_a, of g_s, probability model, steps."""
 
+TUNES = ("psnr", "ms-ssim")
+"""What a codec may be tuned for, see `distortion`."""
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with one set of trained groups and one learning-rate decay (cosine)."""
+    """A stretch of training with one set of trained groups and one learning-rate decay (cosine).
+
+    `batch` counts the crops of a step, over all processes that train together.
+    """
 
     name: str
     steps: int
@@ -54,6 +61,22 @@ class Recipe:
     start_from: str = ""
     """A run folder or weights file to start from, instead of statistics of the data; it may have
     fewer channel groups."""
+    tune: str = "psnr"
+    """The distortion: "psnr" for MSE, "ms-ssim" for 1 - MS-SSIM at about the same rates."""
+    validate_minutes: float = 0.0
+    """Minutes of training between validations; 0 validates at the end alone."""
+
+    def __post_init__(self) -> None:
+        if self.tune not in TUNES:
+            raise UsageError(f"tune = {self.tune!r} is unknown; choose from {', '.join(TUNES)}")
+        if not self.validate_minutes >= 0:
+            raise UsageError(f"validate_minutes = {self.validate_minutes} must be at least 0")
+        for stage in self.stages:
+            if self.tune == "ms-ssim" and stage.crop < MS_SSIM_MIN_SIDE:
+                raise UsageError(
+                    f"stage {stage.name!r}: crop = {stage.crop} is too small for MS-SSIM; take at"
+                    f" least {MS_SSIM_MIN_SIDE}"
+                )
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

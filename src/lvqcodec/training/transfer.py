@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,21 +11,6 @@ from torch import Tensor
 from lvqcodec.entropy.msp import channel_groups
 from lvqcodec.errors import UsageError
 from lvqcodec.model import CodecModel
-from lvqcodec.weights import unpack_weights
-
-
-def read_state(source: Path, checkpoint: str) -> dict[str, Tensor]:
-    """Return the weights of a run folder (its average) or of an exported weights file.
-
-    Exported context networks are integers; their float twins are returned.
-    """
-    try:
-        if source.is_dir():
-            state = torch.load(source / checkpoint, map_location="cpu", weights_only=True)
-            return dict(state["average"])
-        return dict(unpack_weights(source.read_bytes()).state_dict())
-    except OSError as error:
-        raise UsageError(f"cannot start from {str(source)!r}: {error.strerror}") from None
 
 
 def adapt(state: Mapping[str, Tensor], model: CodecModel) -> dict[str, Tensor]:

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step, and the state that it changes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lvqcodec.errors import UsageError
+from lvqcodec.layers import QualityTable, channels_last
+from lvqcodec.model import CodecModel
+from lvqcodec.training.checkpoint import read_checkpoint, read_weights, write_checkpoint
+from lvqcodec.training.data import CropSampler, to_device
+from lvqcodec.training.distortion import distortion, weight
+from lvqcodec.training.init import initialise
+from lvqcodec.training.ranks import Ranks
+from lvqcodec.training.recipe import Recipe, Stage
+from lvqcodec.training.throughput import Meter
+from lvqcodec.training.transfer import adapt
+
+_BINS = 10
+_LR_SCALE = {"klt": 1 / 30, "tables": 5.0, "predictor": 0.3, "networks": 1.0}
+
+
+def group_of(name: str) -> str:
+    """Return the trained group (see `recipe.GROUPS`) of a parameter of CodecModel."""
+    if name.startswith("entropy."):
+        return "entropy"
+    if name.startswith("log_step."):
+        return "steps"
+    if ".klt." in name or ".inverse_klt." in name:
+        return "klt"
+    return "analysis" if ".analysis" in name else "synthesis"
+
+
+def _rate_class(name: str, model: nn.Module) -> str:
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if ".klt." in name or ".inverse_klt." in name:
+        return "klt"
+    if isinstance(owner, QualityTable):
+        return "tables"
+    return "predictor" if ".predictor." in name else "networks"
+
+
+class Trainer:
+    """What a checkpoint holds: weights, their average, optimiser, counters, random state.
+
+    No step waits for a GPU: what it reports stays there until `meter` is read.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, ranks: Ranks | None = None) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.device = device
+        self.ranks = ranks or Ranks()
+        self.model = channels_last(CodecModel(recipe.codec).to(device))
+        for stage in recipe.stages:
+            self._check(stage)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.reference = torch.zeros(_BINS, device=device)
+        self.stage_index = 0
+        self.stage_step = 0
+        self.total_steps = 0
+        self.seconds = 0.0
+        self.pixels = 0
+        self.optimizer: torch.optim.AdamW | None = None
+        self.meter = Meter(device)
+        self._distortion = distortion(recipe.tune)
+
+    def _check(self, stage: Stage) -> None:
+        for name, value, unit, what in (
+            ("crop", stage.crop, self.model.stride, "the stride of the transform"),
+            ("batch", stage.batch, self.ranks.count, "the number of processes"),
+        ):
+            if value % unit:
+                raise UsageError(
+                    f"stage {stage.name!r}: {name} = {value} is no multiple of {unit}, {what}"
+                )
+
+    # --- a stage ------------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage at hand; None when the recipe is finished."""
+        stages = self.recipe.stages
+        return stages[self.stage_index] if self.stage_index < len(stages) else None
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Choose what is trained and build its optimiser."""
+        for model in (self.model, self.average):
+            model.entropy.set_mode("simulate" if stage.simulate else "float")
+        classes: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(group_of(name) in stage.train)
+            if parameter.requires_grad:
+                classes.setdefault(_rate_class(name, self.model), []).append(parameter)
+        groups = [{"params": p, "scale": _LR_SCALE[c]} for c, p in sorted(classes.items())]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+        )
+
+    def train_step(self, sampler: CropSampler, stage: Stage) -> dict[str, Tensor]:
+        """One step on a batch; return what to log, scalars on the device."""
+        self.meter.mark()
+        share = self.ranks.share(stage.batch)
+        crops = sampler.sample(stage.batch, stage.crop, self.generator, share)
+        crops = crops.contiguous(memory_format=torch.channels_last)
+        strata = torch.arange(stage.batch) + torch.rand(stage.batch, generator=self.generator)
+        qualities = to_device(strata * (100 / stage.batch), self.device)
+        self.meter.mark("data")
+        balanced, values = self._loss(stage, crops, qualities, share)
+        self.meter.mark("forward")
+        skipped = self._backward(balanced, values)
+        self.meter.mark("backward")
+        self._update(stage, skipped)
+        self.meter.mark("optimizer")
+        self.meter.add_values(values, skipped)
+        self.stage_step += 1
+        self.total_steps += 1
+        self.pixels += stage.batch * stage.crop**2
+        return values
+
+    def _loss(
+        self, stage: Stage, crops: Tensor, qualities: Tensor, share: slice
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the balanced loss of this process's share, and what to log of the whole batch."""
+        quality = qualities[share]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            # with the distortion out of reach, save the synthesis
+            out = None if stage.train == ("entropy",) else self.model(crops, quality)
+            bits = self.model.rate(crops, quality).bits if out is None else out.bits
+        loss = bpp = bits / stage.crop**2
+        distorted = torch.zeros_like(bpp)
+        if out is not None:
+            distorted = self._distortion(out.x_hat.float(), crops)
+            loss = bpp + weight(self.recipe.tune, self._lmbda(quality)) * distorted
+        whole = self.ranks.gather(torch.stack([loss, bpp, distorted], 1).detach())
+        balanced = (loss / self._reference(whole[:, 0], qualities)[share]).mean()
+        logged = [whole[:, 0].log(), whole[:, 1], whole[:, 2]]
+        name = "mse" if self.recipe.tune == "psnr" else "1-ms_ssim"
+        names = ("loss", "bpp", name)
+        return balanced, {n: v.mean() for n, v in zip(names, logged, strict=True)}
+
+    def _backward(self, balanced: Tensor, values: dict[str, Tensor]) -> Tensor:
+        """Set the gradients, clipped; return 1.0 if they are not finite, else 0.0."""
+        assert self.optimizer is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        balanced.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        # which parameters the loss does not reach follows from the stage: the same everywhere
+        self.ranks.average(p.grad for p in parameters if p.grad is not None)
+        values["norm"] = nn.utils.clip_grad_norm_(parameters, 1.0)
+        return 1 - values["norm"].isfinite().float()
+
+    def _update(self, stage: Stage, skipped: Tensor) -> None:
+        """Move the weights and their average, unless skipped (1.0), as decided on the device."""
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(stage) * group["scale"]
+        # what torch.amp.GradScaler sets as well: the fused kernel leaves everything as it is
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self._update_average()
+
+    def _lmbda(self, quality: Tensor) -> Tensor:
+        low, high = self.recipe.codec.lmbda_min, self.recipe.codec.lmbda_max
+        return low * torch.exp(quality / 100 * math.log(high / low))
+
+    def _learning_rate(self, stage: Stage) -> float:
+        progress = self.stage_step / stage.steps
+        warm = min(1.0, (self.stage_step + 1) / 50)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return warm * (stage.lr_end + (stage.lr - stage.lr_end) * cosine)
+
+    def _reference(self, loss: Tensor, quality: Tensor) -> Tensor:
+        """Running mean of the loss per band of quality: dividing by it, no band starves another.
+
+        Of the whole batch, so that all processes know the same; those of one band count as one.
+        """
+        band = (quality * (_BINS / 100)).long().clamp(max=_BINS - 1)
+        # a step that is skipped for its gradients must leave no trace here either
+        sound = loss.isfinite()
+        members = (band[:, None] == torch.arange(_BINS, device=band.device)) & sound[:, None]
+        count = members.sum(0)
+        seen = torch.where(members, loss[:, None], 0.0).sum(0) / count.clamp(min=1)
+        new = torch.where(self.reference == 0, seen, 0.98 * self.reference + 0.02 * seen)
+        self.reference = torch.where(count > 0, new, self.reference)
+        return self.reference[band]
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.recipe.ema, (1 + self.stage_step) / (10 + self.stage_step))
+        pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
+        trained = [(mean, value) for mean, value in pairs if value.requires_grad]
+        torch._foreach_lerp_([m for m, _ in trained], [v for _, v in trained], 1 - decay)
+
+    # --- where it starts ------------------------------------------------------------------------
+
+    def start_from_pictures(self, sampler: CropSampler) -> None:
+        """Start from what the training pictures determine."""
+        initialise(self.model, sampler.sample(self.recipe.init_crops, 256, self.generator))
+        # an eigenvector has no sign of its own, and two GPUs may differ
+        self.ranks.copy_first(p.detach() for p in self.model.parameters())
+        self.average.load_state_dict(self.model.state_dict())
+
+    def load_weights(self, source: Path) -> None:
+        """Start from the averaged weights of another run, or from an exported weights file."""
+        state = adapt(read_weights(source), self.model)
+        self.model.load_state_dict(state)
+        self.average.load_state_dict(state)
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "reference": self.reference,
+            "counters": [self.stage_index, self.stage_step, self.total_steps, self.pixels],
+            "seconds": self.seconds,
+        }
+        write_checkpoint(folder, state)
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint of the same recipe."""
+        state = read_checkpoint(folder, self.device)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+        except (KeyError, RuntimeError):
+            raise UsageError(f"{str(folder)!r} holds a run of another recipe") from None
+        self.generator.set_state(state["generator"].cpu())
+        self.reference = state["reference"]
+        self.stage_index, self.stage_step, self.total_steps, self.pixels = state["counters"]
+        self.seconds = state["seconds"]
+        if self.stage is not None:
+            self.begin_stage(self.stage)
+            if state["optimizer"] is not None and self.stage_step > 0:
+                assert self.optimizer is not None
+                self.optimizer.load_state_dict(state["optimizer"])
