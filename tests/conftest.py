@@ -13,19 +13,13 @@ from lvqcodec.coding.tables import parametric_tables
 from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig
 from lvqcodec.model import CodecModel
 from lvqcodec.training.init import initialise
-from lvqcodec.weights import pack_weights
+from lvqcodec.weights import pack_parts, pack_weights
 
 TINY = CodecConfig(
     TransformConfig(
-        latent_channels=24,
-        width8=8,
-        width16=12,
-        analysis_blocks8=1,
-        analysis_blocks16=1,
-        synthesis_blocks8=1,
-        synthesis_blocks16=1,
+        latent_channels=24, analysis=((4, 6, 1), (8, 8, 1)), synthesis=((8, 8, 1), (4, 6, 1))
     ),
-    EntropyConfig(scales=2, seeds=1, seed_channels=8, hidden=24, trunk=12, depth=1),
+    EntropyConfig(scales=2, seeds=(8,), hidden=24, trunk=12, depth=1),
 )
 
 
@@ -61,20 +55,27 @@ def make_model(config=TINY, seed=0):
                 parameter.normal_(std=0.02)
             elif name.endswith(("bias.rows", "gain.rows")):
                 parameter.add_(0.1 * torch.randn_like(parameter))
-            elif "_out.weight" in name:
+            elif name.endswith("pyramid.out.weight"):
                 parameter.normal_(std=0.002)
     return model.requires_grad_(False)
 
 
-def install(model, folder, name):
-    """Freeze a model and put it, card and all, where the catalogue finds it."""
+def install(model, folder, name, share=None):
+    """Freeze a model and put it, card and all, where the catalogue finds it.
+
+    With `share` its transform goes into a file of that name.
+    """
     model.entropy.freeze()
     model.tables = parametric_tables()
-    weights = pack_weights(model)
-    (folder / f"{name}.safetensors").write_bytes(weights)
-    card = {"name": name, "digest": hashlib.sha256(weights).hexdigest(), "profile": "test"}
-    card["description"] = "random networks"
+    parts = pack_parts(model) if share else [pack_weights(model)]
+    files = [f"{part}.safetensors" for part in (share, name) if part]
+    for file, part in zip(files, parts, strict=True):
+        (folder / file).write_bytes(part)
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()
+    card = {"name": name, "digest": digest, "profile": "test", "description": "random networks"}
     lines = [f'{key} = "{value}"\n' for key, value in card.items()]
+    if share:
+        lines.append(f"weights = {files}\n")
     (folder / f"{name}.toml").write_text("".join(lines))
 
 
@@ -101,7 +102,7 @@ def models_folder(tmp_path_factory):
     """A folder with the models "tiny" and "other"."""
     folder = tmp_path_factory.mktemp("models")
     install(make_model(), folder, "tiny")
-    wider = dataclasses.replace(TINY.entropy, seeds=0, hidden=16)
+    wider = dataclasses.replace(TINY.entropy, seeds=(), hidden=16)
     install(make_model(dataclasses.replace(TINY, entropy=wider), seed=1), folder, "other")
     return folder
 

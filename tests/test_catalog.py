@@ -1,20 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import json
 import os
 
 import pytest
+from click.testing import CliRunner
 
 from lvqcodec import catalog
+from lvqcodec.cli import main
 from lvqcodec.errors import ModelMismatch, ModelNotFound
 
 CARD = 'name = "{name}"\ndigest = "{digest}"\nprofile = "baseline"\ndescription = "a test"\n'
 
 
 def install(directory, name, weights=b"weights"):
+    """A model whose weights are one file; returns its digest."""
     directory.mkdir(exist_ok=True)
     digest = hashlib.sha256(weights).hexdigest()
     (directory / f"{name}.safetensors").write_bytes(weights)
     (directory / f"{name}.toml").write_text(CARD.format(name=name, digest=digest) + "[rd]\nx = 1\n")
+    return digest
+
+
+def install_parts(directory, name, **files):
+    """A model whose weights are several files, in this order; returns its digest."""
+    directory.mkdir(exist_ok=True)
+    for stem, data in files.items():
+        (directory / f"{stem}.safetensors").write_bytes(data)
+    digest = hashlib.sha256(b"".join(files.values())).hexdigest()
+    weights = [f"{stem}.safetensors" for stem in files]
+    text = CARD.format(name=name, digest=digest) + f"weights = {weights}\n"
+    (directory / f"{name}.toml").write_text(text)
     return digest
 
 
@@ -31,7 +47,7 @@ def test_card(models):
     card = catalog.find_model("small")
     assert (card.name, card.digest, card.profile) == ("small", digest, "baseline")
     assert card.description == "a test"
-    assert card.path == models / "small.safetensors"
+    assert card.paths == (models / "small.safetensors",)
     assert card.raw["rd"] == {"x": 1}
     assert catalog.find_by_digest(bytes.fromhex(digest)[:4]) == card
     catalog.verify_digest(card)
@@ -57,11 +73,15 @@ def test_first_directory_wins(models, tmp_path, monkeypatch):
 def test_wheel_and_source_checkout(models, tmp_path, place):
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     install(tmp_path / place, "shipped")
-    assert catalog.find_model("shipped").path.parent == tmp_path / place
+    assert catalog.find_model("shipped").paths[0].parent == tmp_path / place
 
 
-def test_only_pairs_of_card_and_weights_count(models):
+def test_only_cards_with_weights_count(models):
     install(models, "a")
+    (models / "note.toml").write_text("no TOML at all")
+    (models / "recipe.toml").write_text('weights = "any"\n')
+    (models / "folder.toml").mkdir()
+    (models / "alone.toml").write_text(CARD.format(name="alone", digest="0" * 64))
     (models / "pyproject.toml").write_text("[project]\n")
     (models / "checkpoint.safetensors").write_bytes(b"")
     assert [card.name for card in catalog.list_models()] == ["a"]
@@ -87,12 +107,83 @@ def test_missing_digest_says_which_and_how(models):
 def test_changed_weights(models):
     install(models, "a")
     card = catalog.find_model("a")
-    card.path.write_bytes(b"other")
+    card.paths[0].write_bytes(b"other")
     with pytest.raises(ModelMismatch, match=r"has digest d9298a10.*install the model again"):
         catalog.verify_digest(card)
-    card.path.unlink()
+    card.paths[0].unlink()
     with pytest.raises(ModelNotFound, match=r"cannot read .*a.safetensors: No such file"):
         catalog.verify_digest(card)
+
+
+def test_models_share_files(models):
+    parts = {"photo": b"shared", "one": b"1"}
+    one = install_parts(models, "one", **parts)
+    two = install_parts(models, "two", photo=b"shared", own=b"2")
+    assert one == hashlib.sha256(b"shared1").hexdigest()
+    cards = catalog.list_models()
+    assert [card.name for card in cards] == ["one", "two"]
+    assert cards[0].paths == (models / "photo.safetensors", models / "one.safetensors")
+    assert cards[1].paths == (models / "photo.safetensors", models / "own.safetensors")
+    for card, digest in zip(cards, (one, two), strict=True):
+        assert catalog.find_by_digest(bytes.fromhex(digest)[:4]) == card
+        catalog.verify_digest(card)
+
+
+@pytest.mark.parametrize("damaged", ["photo", "own"])
+def test_every_file_of_a_model_counts(models, damaged):
+    install_parts(models, "split", photo=b"shared", own=b"rest")
+    card, path = catalog.find_model("split"), models / f"{damaged}.safetensors"
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-1] + b"X")
+    with pytest.raises(
+        ModelMismatch, match=r"photo.safetensors \+ .*own.safetensors has digest .*install"
+    ):
+        catalog.verify_digest(card)
+    path.write_bytes(intact)
+    catalog.verify_digest(card)
+    path.unlink()
+    assert catalog.find_model("split") == card  # asked for, it says what it lacks
+    with pytest.raises(ModelNotFound, match=rf"{damaged}.safetensors: No such.*'split' needs it"):
+        catalog.verify_digest(card)
+
+
+def test_the_order_of_files_counts(models):
+    install_parts(models, "split", photo=b"shared", own=b"rest")
+    path = models / "split.toml"
+    right = '["photo.safetensors", "own.safetensors"]'
+    wrong = '["own.safetensors", "photo.safetensors"]'
+    text = path.read_text().replace("'", '"')
+    assert right in text
+    path.write_text(text.replace(right, wrong))
+    with pytest.raises(ModelMismatch, match="has digest"):
+        catalog.verify_digest(catalog.find_model("split"))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "'a.safetensors'",
+        "[]",
+        "{ a = 1 }",
+        "[3]",
+        "['']",
+        "['a.toml']",
+        "['.safetensors']",
+        "['..']",
+        "['../a.safetensors']",
+        "['/a.safetensors']",
+        "['sub/a.safetensors']",
+        r"['sub\a.safetensors']",
+        "['c:a.safetensors']",
+        r'["a\u0000.safetensors"]',
+    ],
+)
+def test_files_of_other_folders_are_refused(models, weights):
+    install(models, "a")
+    path = models / "a.toml"
+    path.write_text(f"weights = {weights}\n" + path.read_text())
+    with pytest.raises(ModelMismatch, match=r"a.toml is broken: weights .* is no (list|name) of"):
+        catalog.list_models()
 
 
 @pytest.mark.parametrize(
@@ -112,6 +203,18 @@ def test_broken_card(models, old, new, message):
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ModelMismatch, match=message):
         catalog.list_models()
+
+
+def test_the_command_lists_files_and_what_is_missing(models):
+    install(models, "plain")
+    install_parts(models, "split", photo=b"shared", own=b"rest")
+    (models / "photo.safetensors").unlink()
+    result = CliRunner().invoke(main, ["models"])
+    plain, split = result.stdout.splitlines()
+    assert plain.endswith("a test") and split.endswith("a test  (lacks photo.safetensors)")
+    facts = json.loads(CliRunner().invoke(main, ["models", "--json"]).stdout)
+    assert facts[0]["paths"] == [str(models / "plain.safetensors")]
+    assert facts[1]["paths"] == [str(models / f"{stem}.safetensors") for stem in ("photo", "own")]
 
 
 def test_shipped_models(monkeypatch):

@@ -86,7 +86,8 @@ def test_every_command_has_an_example_help_and_its_options_in_the_readme(name: s
 
 def test_every_option_that_the_readme_mentions_exists() -> None:
     known = {option for command in main.commands.values() for option in long_options(command)}
-    elsewhere = {"--help", "--strict", "--index-url"}  # of every command, of mypy, of pip
+    # of every command, of mypy, of pip, of torchrun
+    elsewhere = {"--help", "--strict", "--index-url", "--nproc-per-node"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known | elsewhere
 
 

@@ -2,6 +2,7 @@
 """Crops, recipes, and whole runs of a few steps: train, stop, go on, export, code."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -14,17 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from conftest import install
 from PIL import Image
 
 import lvqcodec
 from lvqcodec import codec
 from lvqcodec.catalog import find_model, verify_digest
+from lvqcodec.cli import main
 from lvqcodec.coding.tables import LATTICE_MIN_BIN, parametric_tables
-from lvqcodec.errors import ModelMismatch, UsageError
+from lvqcodec.errors import ModelMismatch, ModelNotFound, UsageError
 from lvqcodec.model import CodecModel
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training import export as exporting
-from lvqcodec.training.checkpoint import CHECKPOINT
+from lvqcodec.training.checkpoint import CHECKPOINT, read_weights
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.init import initialise
 from lvqcodec.training.loop import train
@@ -42,12 +46,8 @@ ema = 0.9
 
 [codec.transform]
 latent_channels = 24
-width8 = 8
-width16 = 12
-analysis_blocks8 = 1
-analysis_blocks16 = 1
-synthesis_blocks8 = 1
-synthesis_blocks16 = 1
+analysis = [[8, 8, 1]]
+synthesis = [[8, 8, 1]]
 
 [codec.entropy]
 scales = 2
@@ -206,7 +206,7 @@ def test_our_own_recipes_are_valid(path):
         ("seed = 5", "sede = 5", "unknown setting 'sede'"),
         ("seed = 5", "seed = 'x'", "seed = 'x' must be of type int"),
         ("seed = 5", "stages = 5", r"each as a \[\[stage\]\]"),
-        ("width8 = 8", "width9 = 8", r"unknown setting 'width9' in \[recipe.codec.transform\]"),
+        ("analysis = ", "analyses = ", r"unknown setting 'analyses' in \[recipe.codec.transform\]"),
         ("steps = 3", "steps = 'three'", "steps = 'three' must be of type int"),
         ("steps = 3", "steps = 0", "stage 'context': steps = 0 must be at least 1"),
         ("steps = 3", "", "lacks 'steps'"),
@@ -237,7 +237,7 @@ def test_recipes_without_stages_or_files_are_refused(recipe, tmp_path):
 
 def test_crops_that_are_no_whole_blocks_are_refused(recipe):
     recipe.write_text(HEAD + STAGES.replace("crop = 48", "crop = 50"), encoding="utf-8")
-    with pytest.raises(UsageError, match="stage 'joint': crop = 50 is no multiple of 16"):
+    with pytest.raises(UsageError, match="stage 'joint': crop = 50 is no multiple of 8"):
         Trainer(Recipe.load(recipe), CPU)
 
 
@@ -266,7 +266,7 @@ def test_the_start_is_transform_coding(photograph, tiny_config):
     weight = model.transform.klt.weight.double()
     assert torch.allclose(weight @ weight.T, torch.eye(24, dtype=torch.float64), atol=1e-4)
     assert torch.allclose(model.transform.inverse_klt.weight, model.transform.klt.weight.T)
-    # the transform keeps what 24 of 768 components can, and predictors beat a plain mean
+    # the transform keeps what 24 of 192 components can, and predictors beat a plain mean
     y = model.transform.klt(model.transform.blocks(crops))
     assert y.flatten(2).var(2).mean(0).diff().max() < 0.2
     for _, layer in model.entropy.layers():
@@ -502,7 +502,7 @@ def test_tables_are_fitted_to_what_the_lattices_choose(
     assert len(seen) == exporting._FIT_ROUNDS
     for histograms in seen:
         scalars, coordinates = histograms.counts
-        assert scalars.sum() == exporting._FIT_CROPS * 4 * 4 * 24  # all latents, as Z^n codes them
+        assert scalars.sum() == exporting._FIT_CROPS * 8 * 8 * 24  # all latents, as Z^n codes them
         assert scalars[:, 1::2].sum() == 0 and coordinates[:, 1::2].sum() > 0  # halves are E8's
         assert 0 < coordinates.sum() < scalars.sum() and coordinates.sum() % 8 == 0
         assert coordinates[:LATTICE_MIN_BIN].sum() == 0
@@ -510,7 +510,7 @@ def test_tables_are_fitted_to_what_the_lattices_choose(
 
 
 def test_crops_of_one_quality_are_coded_together(new_model, photograph):
-    """As one by one, but for the few latents of a step that fill no lattice vector."""
+    """As one by one, but for those of a step that fill no lattice vector, and what they lead to."""
     model = new_model()
     model.entropy.freeze()
     model.tables = parametric_tables()
@@ -527,7 +527,10 @@ def test_crops_of_one_quality_are_coded_together(new_model, photograph):
             ]
             found.append((torch.cat(latents), tally))
         (together, both), (apart, single) = found
-        assert (together != apart).float().mean() <= tolerance
+        assert torch.equal(together, apart) == (lattice == "z")
+        y = exporting._batch(model, crops, 70).y
+        errors = [float((y_hat - y).square().mean()) for y_hat in (together, apart)]
+        assert errors[0] == pytest.approx(errors[1], rel=tolerance)
         assert both.bits == pytest.approx(single.bits, rel=max(tolerance / 10, 1e-9))
         counts = [tally.histograms.counts.sum((0, 1)) for tally in (both, single)]
         assert np.abs(counts[0] - counts[1]).sum() <= tolerance * counts[1].sum()
@@ -571,6 +574,126 @@ def test_export_says_what_is_missing(finished, tmp_path):
     with pytest.raises(UsageError, match="need pictures"):
         exporting.export(finished[0], name="x", out=tmp_path, minutes=1, device="cpu")
     assert not list(tmp_path.glob("x.*"))
+
+
+def altered(run, folder, name):
+    """A copy of a run whose weights `name` differ."""
+    folder.mkdir()
+    (folder / "recipe.toml").write_bytes((run / "recipe.toml").read_bytes())
+    state = weights_of(run)
+    state["average"][name].mul_(1.5)
+    torch.save(state, folder / CHECKPOINT)
+    return folder
+
+
+def digests(folder):
+    """The SHA-256 of all weights files in a folder, by name."""
+    return {p.stem: hashlib.sha256(p.read_bytes()).digest() for p in folder.glob("*.safetensors")}
+
+
+def test_models_share_a_transform(finished, recipe, pictures, photograph, tmp_path, monkeypatch):
+    """A richer model grown from a card, its transform left alone, needs no other transform file."""
+    path = exporting.export(finished[0], name="base", share="photo", out=tmp_path, device="cpu")
+    assert path == tmp_path / "base.safetensors"
+    before = digests(tmp_path)
+    assert before.keys() == {"photo", "base"}
+
+    text = HEAD.replace("scales = 2", "scales = 2\nseeds = [8]")
+    text = f'start_from = "{tmp_path / "base.toml"}"\n' + text
+    recipe.write_text(text + STAGES[: STAGES.index("[[stage]]", 10)], encoding="utf-8")
+    train(recipe, data=[pictures], out=tmp_path / "run", device="cpu")
+    options = {"--name": "rich", "--share": "photo", "--out": str(tmp_path), "--device": "cpu"}
+    arguments = [text for option in options.items() for text in option]
+    result = CliRunner().invoke(main, ["export", str(tmp_path / "run"), *arguments])
+    assert result.exit_code == 0, result.stderr
+    after = digests(tmp_path)
+    assert after.keys() == {"photo", "base", "rich"} and before.items() <= after.items()
+
+    monkeypatch.setenv("LVQ_MODEL_PATH", str(tmp_path))
+    picture = photograph(70, 100)
+    for name in ("base", "rich"):
+        card = find_model(name)
+        verify_digest(card)
+        assert card.raw["weights"] == ["photo.safetensors", f"{name}.safetensors"]
+        assert codec.decode(codec.encode(picture, model=name)).shape == picture.shape
+
+
+def test_a_transform_that_others_need_is_never_changed(
+    finished, pictures, tmp_path, monkeypatch, quick_export
+):
+    models = tmp_path / "models"
+    exporting.export(finished[0], name="base", share="photo", out=models, device="cpu")
+    other = altered(finished[0], tmp_path / "run", "transform.klt.weight")
+    before = digests(models)
+
+    def refused(complaint, run=other, **options):
+        with pytest.raises(UsageError, match=complaint):
+            exporting.export(run, out=models, device="cpu", **options)
+        assert digests(models) == before and len(list(models.iterdir())) == 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "_fit", None)  # refused before anything that takes long
+        remedy = (
+            r"base' needs the transform in .*choose another --share, or.*start_from = .*base.toml"
+        )
+        refused(remedy, name="x", share="photo", data=[pictures])
+        remedy = (
+            "0.01 minutes .* change photo.safetensors, which model 'base' needs; leave --minutes"
+        )
+        refused(remedy, finished[0], name="x", share="photo", data=[pictures], minutes=0.01)
+        refused("'base' needs photo.safetensors as it is; choose another --name", name="photo")
+    exporting.export(finished[0], name="same", share="photo", out=models, device="cpu")
+    assert digests(models).items() >= before.items()
+    for file in models.glob("same.*"):
+        file.unlink()
+    (models / "photo.safetensors").unlink()
+    del before["photo"]
+    with pytest.raises(UsageError, match=r"base' needs .*No such file.*put it back or choose"):
+        exporting.export(other, name="x", share="photo", out=models, device="cpu")
+
+
+def test_a_transform_that_no_other_needs_is_replaced(finished, tmp_path, monkeypatch):
+    options = {"name": "base", "share": "photo", "out": tmp_path / "models", "device": "cpu"}
+    exporting.export(finished[0], **options)
+    before = digests(tmp_path / "models")
+    other = altered(finished[0], tmp_path / "run", "transform.klt.weight")
+    exporting.export(other, **options)
+    after = digests(tmp_path / "models")
+    assert after["photo"] != before["photo"] and after["base"] == before["base"]
+    monkeypatch.setenv("LVQ_MODEL_PATH", str(tmp_path / "models"))
+    verify_digest(find_model("base"))
+
+
+@pytest.mark.parametrize("wrong", ["", "..", "a/b", "/tmp/x", "a\\b"])
+def test_names_with_folders_in_them_are_refused(tmp_path, wrong):
+    for names in ({"name": wrong}, {"name": "x", "share": wrong}):
+        with pytest.raises(UsageError, match="is no name of a file; leave folders to --out"):
+            exporting.export(tmp_path, out=tmp_path, device="cpu", **names)
+    with pytest.raises(UsageError, match="the model's own name"):
+        exporting.export(tmp_path, out=tmp_path, device="cpu", name="x", share="x")
+
+
+def test_a_card_names_all_files_of_a_model_to_start_from(new_model, tmp_path):
+    install(new_model(), tmp_path, "whole")
+    install(new_model(), tmp_path, "split", share="photo")
+    wanted, found = (read_weights(tmp_path / f"{name}.toml") for name in ("whole", "split"))
+    alone = read_weights(tmp_path / "whole.safetensors")
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value) and torch.equal(alone[name], value)
+    for stem, lacking in (("photo", "entropy"), ("split", "transform")):
+        with pytest.raises(ModelMismatch, match=f"lack .*{lacking}.*that the model's card lists"):
+            read_weights(tmp_path / f"{stem}.safetensors")
+    shared = tmp_path / "photo.safetensors"
+    shared.write_bytes(shared.read_bytes()[:-1] + b"X")
+    with pytest.raises(ModelMismatch, match="digest"):
+        read_weights(tmp_path / "split.toml")
+    shared.unlink()
+    with pytest.raises(ModelNotFound, match=r"cannot read .*photo"):
+        read_weights(tmp_path / "split.toml")
+    (tmp_path / "recipe.toml").write_text("seed = 1")
+    for name, complaint in (("recipe", "has no weights"), ("nothing", "No such file")):
+        with pytest.raises(UsageError, match=f"cannot start from .*{name}.toml.*{complaint}"):
+            read_weights(tmp_path / f"{name}.toml")
 
 
 def test_a_model_whose_bound_fails_is_not_exported(finished, tmp_path):

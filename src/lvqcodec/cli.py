@@ -325,11 +325,14 @@ def models(as_json: bool) -> None:
     widest = max((len(card.name) for card in cards), default=0)
     for card in cards:
         mark = "*" if card.name == DEFAULT_MODEL else " "
-        click.echo(f"{mark} {card.name:<{widest}}  {card.digest[:8]}  {card.description}")
+        missing = [path.name for path in card.paths if not path.is_file()]
+        note = f"  (lacks {', '.join(missing)})" if missing else ""
+        click.echo(f"{mark} {card.name:<{widest}}  {card.digest[:8]}  {card.description}{note}")
 
 
 def _card_facts(card: ModelCard) -> dict[str, Any]:
-    return {**card.raw, "path": str(card.path), "default": card.name == DEFAULT_MODEL}
+    paths = [str(path) for path in card.paths]
+    return {**card.raw, "paths": paths, "default": card.name == DEFAULT_MODEL}
 
 
 @main.command()
@@ -388,6 +391,11 @@ def train(
 @main.command()
 @click.argument("run_dir", metavar="RUN_DIR")
 @click.option("--name", required=True, help="What `lvq encode --model` will call it.")
+@click.option(
+    "--share",
+    metavar="NAME",
+    help="Put the transform into a file of this name, for several models to have in common.",
+)
 @click.option("--out", default="models", show_default=True, metavar="DIR", help="Folder of models.")
 @click.option(
     "--data",
@@ -408,6 +416,7 @@ def train(
 def export(
     run_dir: str,
     name: str,
+    share: str | None,
     out: str,
     data: tuple[str, ...],
     minutes: float,
@@ -416,14 +425,15 @@ def export(
 ) -> None:
     """Turn the training run in RUN_DIR into an installable model: weights and card.
 
-    The training history on a card that is there already is kept and extended.
+    The training history on a card that is there already is kept and extended. A shared transform
+    that another model in the folder needs is never changed.
     """
     if minutes and not data:
         raise UsageError("--minutes needs pictures to train on: give --data")
     _set_up_torch(device, threads)
     from lvqcodec.training.export import export
 
-    export(run_dir, name=name, out=out, data=data, minutes=minutes, device=device)
+    export(run_dir, name=name, share=share, out=out, data=data, minutes=minutes, device=device)
 
 
 def _parse_qualities(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:

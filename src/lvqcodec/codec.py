@@ -63,7 +63,8 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str = "auto") -> LoadedMode
 @torch.inference_mode(False)  # a model that is kept must not depend on who asked for it first
 def _load(card: ModelCard, device: torch.device) -> LoadedModel:
     verify_digest(card)
-    return LoadedModel(unpack_weights(card.path.read_bytes()), bytes.fromhex(card.digest), device)
+    model = unpack_weights(*(path.read_bytes() for path in card.paths))
+    return LoadedModel(model, bytes.fromhex(card.digest), device)
 
 
 def _device(name: str) -> torch.device:

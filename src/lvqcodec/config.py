@@ -17,34 +17,29 @@ QUALITIES = range(0, 101)
 class TransformConfig:
     """The transform axis: which analysis/synthesis pair and its sizes.
 
-    `width8` and `width16` are the channels of the residual networks at 1/8 and 1/16 resolution; the
-    block counts are given for the analysis and the synthesis side.
+    `analysis` and `synthesis` are the levels of their networks, in order, each as
+    (pixels per position and direction, channels, residual blocks).
     """
 
     name: str = "lapped"
-    latent_channels: int = 384
-    width8: int = 96
-    width16: int = 192
-    analysis_blocks8: int = 3
-    analysis_blocks16: int = 3
-    synthesis_blocks8: int = 4
-    synthesis_blocks16: int = 3
+    latent_channels: int = 192
+    analysis: tuple[tuple[int, int, int], ...] = ((4, 48, 2), (8, 96, 3))
+    synthesis: tuple[tuple[int, int, int], ...] = ((8, 96, 3), (4, 48, 2))
 
 
 @dataclass(frozen=True)
 class EntropyConfig:
     """The entropy axis: which probability model and its sizes.
 
-    `scales`, `block` (rows, columns of a subgroup block) and `seeds` (seed groups of
-    `seed_channels` channels) fix the order of coding; `hidden`, `trunk` and `depth` are the widths
+    `scales`, `block` (rows, columns of a subgroup block) and `seeds` (channels of each seed group)
+    fix the order of coding; `hidden`, `trunk` and `depth` are the widths
     and the number of residual layers of the context networks.
     """
 
     name: str = "msp"
-    scales: int = 3
+    scales: int = 4
     block: tuple[int, int] = (2, 2)
-    seeds: int = 0
-    seed_channels: int = 32
+    seeds: tuple[int, ...] = ()
     hidden: int = 192
     trunk: int = 128
     depth: int = 2

@@ -5,7 +5,8 @@
     log_step.*    float32   steps by quality
     entropy.*     integers  context networks; the bound of every sum is proved again on loading
     tables.*                probability rows bit for bit, ratios, centroids
-The metadata hold the configuration as JSON.
+The metadata hold the configuration as JSON. A model is one such file or, so that several models
+may share a transform, two: one with transform.* alone and no configuration, one with the rest.
 """
 
 from __future__ import annotations
@@ -26,22 +27,41 @@ from lvqcodec.layers import channels_last
 from lvqcodec.model import CodecModel
 
 WEIGHTS_VERSION = "1"
+_AXES = ("transform", "log_step", "entropy", "tables")
 
 
 def pack_weights(model: CodecModel) -> bytes:
-    """Return the bytes of a weights file of a frozen model with fitted tables."""
+    """Return the bytes of the weights file of a frozen model with fitted tables."""
+    return _pack(_transform(model) | _rest(model), model.config)
+
+
+def pack_parts(model: CodecModel) -> tuple[bytes, bytes]:
+    """Return the same as two files: the transform, which models may share, and the rest."""
+    return _pack(_transform(model)), _pack(_rest(model), model.config)
+
+
+def _transform(model: CodecModel) -> dict[str, Tensor]:
+    state = model.transform.state_dict()
+    return {f"transform.{name}": value.to(torch.float16) for name, value in state.items()}
+
+
+def _rest(model: CodecModel) -> dict[str, Tensor]:
     if model.tables is None or model.entropy.mode != "exact":
         raise ModelMismatch("only a frozen model with fitted tables can be stored; export it")
     tensors: dict[str, Tensor] = {}
-    for name, value in model.transform.state_dict().items():
-        tensors[f"transform.{name}"] = value.to(torch.float16)
     for name, value in model.log_step.state_dict().items():
         tensors[f"log_step.{name}"] = value.to(torch.float32)
     for name, value in model.entropy.to_integers().items():
         tensors[f"entropy.{name}"] = value
     for name, array in model.tables.to_arrays().items():
         tensors[f"tables.{name}"] = torch.from_numpy(array)
-    metadata = {"lvqcodec_weights": WEIGHTS_VERSION, "config": json.dumps(model.config.to_dict())}
+    return tensors
+
+
+def _pack(tensors: dict[str, Tensor], config: CodecConfig | None = None) -> bytes:
+    metadata = {"lvqcodec_weights": WEIGHTS_VERSION}
+    if config is not None:
+        metadata["config"] = json.dumps(config.to_dict())
     tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(tensors.items())}
     data = save_tensors(tensors, metadata)
     # the library leaves the order of metadata to chance; equal models must have equal digests
@@ -57,27 +77,34 @@ def _read_header(data: bytes) -> tuple[dict[str, Any], int]:
     return dict(json.loads(data[8:end])), end
 
 
-def unpack_weights(data: bytes) -> CodecModel:
-    """Build the model of a weights file; ModelMismatch if it is damaged or of another version."""
+def unpack_weights(*parts: bytes) -> CodecModel:
+    """Build the model that weights files hold together, in whatever order.
+
+    Raises ModelMismatch if one is damaged or of another version, or if they do not make one model.
+    """
+    config: Any = None
+    axes: dict[str, dict[str, Tensor]] = {axis: {} for axis in _AXES}
+    for part in parts:
+        tensors, metadata = _unpack(part)
+        config = metadata.get("config", config)
+        for name, value in tensors.items():
+            axis, _, rest = name.partition(".")
+            if rest in axes.setdefault(axis, {}):
+                raise ModelMismatch(f"{name!r} is in two of the weights files; take one model's")
+            axes[axis][rest] = value
+    lacking = [axis for axis in _AXES if not axes[axis]]
+    if lacking or config is None:
+        raise ModelMismatch(
+            f"the weights lack {', '.join(lacking) or 'their configuration'}; give all files that"
+            " the model's card lists"
+        )
     try:
-        tensors = load_tensors(data)
-        metadata = _read_header(data)[0]["__metadata__"]  # the library reads it from paths only
-        version, config = metadata["lvqcodec_weights"], json.loads(metadata["config"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ModelMismatch(f"no intact weights file ({error}); install it again") from None
-    if version != WEIGHTS_VERSION:
-        raise ModelMismatch(f"weights of version {version}, this is version {WEIGHTS_VERSION}")
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        axis, _, rest = name.partition(".")
-        parts.setdefault(axis, {})[rest] = value
-    try:
-        tables = CodingTables.from_arrays({k: v.numpy() for k, v in parts["tables"].items()})
-        model = CodecModel(CodecConfig.from_dict(config), tables)
-        floats = {k: v.float() for k, v in parts["transform"].items()}
+        tables = CodingTables.from_arrays({k: v.numpy() for k, v in axes["tables"].items()})
+        model = CodecModel(CodecConfig.from_dict(json.loads(config)), tables)
+        floats = {k: v.float() for k, v in axes["transform"].items()}
         model.transform.load_state_dict(floats)
-        model.log_step.load_state_dict(parts["log_step"])
-        model.entropy.load_integers(parts["entropy"])
+        model.log_step.load_state_dict(axes["log_step"])
+        model.entropy.load_integers(axes["entropy"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelMismatch(f"the weights do not fit their configuration ({reason})") from None
@@ -85,3 +112,16 @@ def unpack_weights(data: bytes) -> CodecModel:
         raise ModelMismatch(str(error)) from None
     model.requires_grad_(False).eval()
     return channels_last(model)
+
+
+def _unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a weights file of this version."""
+    try:
+        tensors = load_tensors(data)
+        metadata = dict(_read_header(data)[0]["__metadata__"])  # the library's needs a path
+        version = metadata["lvqcodec_weights"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ModelMismatch(f"no intact weights file ({error}); install it again") from None
+    if version != WEIGHTS_VERSION:
+        raise ModelMismatch(f"weights of version {version}, this is version {WEIGHTS_VERSION}")
+    return tensors, metadata

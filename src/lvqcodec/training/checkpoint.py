@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvqcodec.catalog import read_card, verify_digest
 from lvqcodec.errors import UsageError
 from lvqcodec.weights import unpack_weights
 
@@ -40,14 +41,26 @@ def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
 
 
 def read_weights(source: Path) -> dict[str, Tensor]:
-    """Return the weights of a run folder (its average) or of an exported weights file.
+    """Return the weights of a run folder (its average) or of an exported model.
 
-    Exported context networks are integers; their float twins are returned. Raises UsageError, or
-    ModelMismatch for a damaged weights file.
+    Such a model is named by its card (.toml) or, where it is all in one, by its weights file. Its
+    context networks are integers; their float twins are returned. Raises UsageError; for damaged
+    or incomplete weights ModelMismatch; for files that a card names in vain ModelNotFound.
     """
     if source.is_dir():
         return dict(read_checkpoint(source)["average"])
     try:
-        return dict(unpack_weights(source.read_bytes()).state_dict())
+        return dict(unpack_weights(*(path.read_bytes() for path in _files(source))).state_dict())
     except OSError as error:
         raise UsageError(f"cannot start from {str(source)!r}: {error.strerror}") from None
+
+
+def _files(source: Path) -> tuple[Path, ...]:
+    """The files of the model that a card names, else `source` itself."""
+    if source.suffix != ".toml" or not source.is_file():
+        return (source,)
+    card = read_card(source)
+    if card is None:
+        raise UsageError(f"cannot start from {str(source)!r}: it has no weights beside it")
+    verify_digest(card)
+    return card.paths

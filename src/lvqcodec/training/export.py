@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lvqcodec import __version__
+from lvqcodec.catalog import is_plain_name, read_card
 from lvqcodec.coding.tables import CodingTables, Histograms, fit_tables, parametric_tables
 from lvqcodec.config import QUALITIES
 from lvqcodec.errors import UsageError
@@ -30,7 +31,7 @@ from lvqcodec.training.loop import say
 from lvqcodec.training.ranks import choose_device
 from lvqcodec.training.recipe import Recipe
 from lvqcodec.training.trainer import Trainer, group_of
-from lvqcodec.weights import pack_weights
+from lvqcodec.weights import pack_parts, pack_weights
 
 _CROP = 256
 _FIT_CROPS = 202  # two for each quality
@@ -45,6 +46,7 @@ def export(
     run_dir: str | Path,
     *,
     name: str,
+    share: str | None = None,
     out: str | Path = "models",
     data: Sequence[str | Path] = (),
     minutes: float | None = None,
@@ -52,6 +54,9 @@ def export(
 ) -> Path:
     """Write `out`/`name`.safetensors and its card from the averaged weights of a run.
 
+    With `share` the transform goes to `out`/`share`.safetensors, for several models to have in
+    common; while another card there needs that file it must not change, so that what is exported
+    must have been trained with this very transform.
     `data` (folders or tar files) is what the probability rows are fitted on; without it they stay
     those of a logistic distribution. `minutes` of training g_s alone on truly quantised latents
     may follow. A card that is there already is replaced, but for the [[training]] of other recipes:
@@ -61,6 +66,12 @@ def export(
         raise UsageError(f"{minutes:g} minutes of training need pictures; name some with --data")
     where = torch.device(choose_device(device))
     folder, target = Path(run_dir), Path(out)
+    user = _check_names(target, name, share)
+    if user and minutes:
+        raise UsageError(
+            f"{minutes:g} minutes of training would change {share}.safetensors, which model"
+            f" {user!r} needs; leave --minutes out or choose another --share"
+        )
     config = folder / "recipe.toml"
     recipe = Recipe.load(config)
     trainer = Trainer(recipe, where)
@@ -68,6 +79,8 @@ def export(
     model = trainer.average
     model.entropy.freeze()
     model.tables = parametric_tables()
+    if user:
+        _check_same(target / f"{share}.safetensors", pack_parts(model)[0], user)
     if data:
         sampler = CropSampler(load_pictures(data), device=where)
         generator = torch.Generator().manual_seed(recipe.seed + 1)
@@ -79,17 +92,52 @@ def export(
         if minutes:
             polish(model, sampler, generator, minutes=minutes)
     target.mkdir(parents=True, exist_ok=True)
-    weights = pack_weights(model)
-    path = target / f"{name}.safetensors"
-    card = path.with_suffix(".toml")
+    parts = [pack_weights(model)] if share is None else pack_parts(model)
+    names = [f"{part}.safetensors" for part in (share, name) if part is not None]
+    card = target / f"{name}.toml"
     entry = _training(trainer, hashlib.sha256(config.read_bytes()).hexdigest()[:16], minutes or 0)
-    text = _card(
-        name, hashlib.sha256(weights).hexdigest(), trainer, [*_earlier(card, entry), entry]
-    )
-    atomic_write(path, weights)
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()
+    text = _card(name, names, digest, trainer, [*_earlier(card, entry), entry])
+    for file, part in zip(names, parts, strict=True):
+        atomic_write(target / file, part)
+        say(f"{target / file}: {len(part) / 2**20:.1f} MiB")
     atomic_write(card, text.encode())
-    say(f"{path}: {len(weights) / 2**20:.1f} MiB")
-    return path
+    return target / names[-1]
+
+
+def _check_names(folder: Path, name: str, share: str | None) -> str | None:
+    """Refuse names that cannot be; return another model in the folder that needs `share`."""
+    for option, value in (("--name", name), ("--share", share)):
+        if value is not None and not is_plain_name(value):
+            raise UsageError(f"{option} {value!r} is no name of a file; leave folders to --out")
+    if name == share:
+        raise UsageError(f"--share {share!r} is the model's own name; choose another")
+    users: dict[str, str] = {}
+    for path in sorted(folder.glob("*.toml")):
+        if path.stem != name and (card := read_card(path)) is not None:
+            users |= {file.stem: card.name for file in card.paths}
+    if name in users:
+        raise UsageError(
+            f"model {users[name]!r} needs {name}.safetensors as it is; choose another --name"
+        )
+    return users.get(share or "")
+
+
+def _check_same(path: Path, transform: bytes, user: str) -> None:
+    """Refuse to change the shared transform that the model `user` needs."""
+    remedy = "choose another --share"
+    try:
+        if path.read_bytes() == transform:
+            return
+    except OSError as error:
+        raise UsageError(
+            f"model {user!r} needs {path}, but it cannot be read ({error.strerror}); put it back"
+            f" or {remedy}"
+        ) from None
+    raise UsageError(
+        f"model {user!r} needs the transform in {path}, and this run has another; {remedy}, or"
+        f' train nothing but "entropy" and "steps" from start_from = "{path.with_name(user)}.toml"'
+    )
 
 
 @dataclass(frozen=True)
@@ -202,11 +250,18 @@ def polish(
     model.requires_grad_(False)
 
 
-def _card(name: str, digest: str, trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> str:
+def _card(
+    name: str,
+    weights: Sequence[str],
+    digest: str,
+    trainer: Trainer,
+    history: Sequence[Mapping[str, Any]],
+) -> str:
     """The model card: what a reader of the weights must know, as TOML."""
     recipe = trainer.recipe
     lines = {
         "name": name,
+        "weights": list(weights),
         "digest": digest,
         "profile": recipe.profile,
         "description": recipe.description,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lvqcodec.entropy.base import NUM_BINS, SIGMAS
-from lvqcodec.entropy.msp import BINS_PER_UNIT, channel_groups, coding_order
+from lvqcodec.entropy.msp import BINS_PER_UNIT, channel_groups
+from lvqcodec.entropy.order import coding_order
 from lvqcodec.model import CodecModel
 
 _LOG_MIN, _LOG_SPAN = math.log(SIGMAS[0]), math.log(SIGMAS[1] / SIGMAS[0])

