@@ -9,7 +9,7 @@ import torch
 
 from lvqcodec import codec, container, integer
 from lvqcodec.entropy.base import LATENT_LIMIT
-from lvqcodec.entropy.msp import Predictor
+from lvqcodec.entropy.msp import WeightedSum
 from lvqcodec.errors import ModelMismatch
 from lvqcodec.integer import ACTIVATION_MAX, FRACTION_BITS, MAX_SUM, IntegerLinear, interpolate
 
@@ -123,10 +123,10 @@ def test_shifts_out_of_range_are_refused(exponent):
 
 
 def test_predictors_are_refused_where_their_bound_fails():
-    made = Predictor(2, 1)
+    made = WeightedSum(2, 1)
     most = (MAX_SUM - 1 - 128) // LATENT_LIMIT
     made.load_integers(torch.tensor([[500], [500 - 1000]]))
-    with pytest.raises(ModelMismatch, match="predictor"):
+    with pytest.raises(ModelMismatch, match="neighbours"):
         made.load_integers(torch.tensor([[most], [1]]))
 
 
@@ -203,7 +203,7 @@ def test_no_sum_of_the_most_extreme_latents_reaches_the_bound(new_model, monkeyp
             made.weight.mul_(scale)  # 60: every activation saturates
     model.entropy.freeze()
     largest = {"activation": 0, "sum": 0}
-    predict = Predictor.forward
+    predict = WeightedSum.forward
 
     def check_prediction(self, neighbours):
         assert torch.equal(neighbours, neighbours.round())
@@ -220,7 +220,7 @@ def test_no_sum_of_the_most_extreme_latents_reaches_the_bound(new_model, monkeyp
         return x @ weight.T
 
     monkeypatch.setattr(integer, "exact_linear", check)
-    monkeypatch.setattr(Predictor, "forward", check_prediction)
+    monkeypatch.setattr(WeightedSum, "forward", check_prediction)
     for seed, spread in enumerate((1e9, LATENT_LIMIT, 300.0, 0.0)):
         y = latents(6, 5, model.entropy.channels, spread, seed).clamp(-(2.0**20), 2.0**20)
         tape = Tape(y)
@@ -237,7 +237,7 @@ def test_every_layer_stays_below_its_bound_at_its_worst_input(new_model):
     model = new_model()
     model.entropy.freeze()
     for name, made in model.entropy.layers():
-        if isinstance(made, Predictor):
+        if isinstance(made, WeightedSum):
             reach = LATENT_LIMIT * made.weight_int.double().abs().sum(0) + 128
             assert reach.max() < MAX_SUM, name
             continue
@@ -297,7 +297,7 @@ def permuted_sums():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(integer, "exact_linear", permuted)
-        patch.setattr(Predictor, "forward", predict)
+        patch.setattr(WeightedSum, "forward", predict)
         yield
     assert calls
 

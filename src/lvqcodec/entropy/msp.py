@@ -8,11 +8,15 @@ subgroups by their place in a `block`, and within a subgroup first the `seeds`, 
 one after the other, then the rest: scales * subgroups * (len(seeds) + 1) + 1 parallel steps in all.
 
 Only the positions of the step at hand are computed. For each of them
-    known neighbours (3x3 at the spacing of the scale) --per-channel linear predictor--> p
-    compand(neighbours - p), features of the coarser grid, seeds at the position --network--> m, t
-and the latent is expected around p + m (1/16 step) with the scale bin t (1/16 bin). Which
-neighbours are known follows from the order of coding alone (`CodingOrder`): a position that is not
-decoded yet cannot be read, because no index points to it.
+    known neighbours (3x3 at the spacing of the scale) --per-channel weighted sum--> p
+    |neighbours - p| --per-channel weighted sum, compand--> activity a --linear--> s
+    compand(neighbours - p), a, features of the coarser grid, seeds there --network--> m, t
+and the latent is expected around p + m (1/16 step) with the scale bin s + t (1/16 bin). The
+activity says at once what a narrow network would have to learn for each channel: how large the
+errors around are. It and the matrix to s took 8 to 13 % off the rate after 300 training steps.
+
+Which neighbours are known follows from the order of coding alone (`CodingOrder`): a position that
+is not decoded yet cannot be read, because no index points to it.
 """
 
 from __future__ import annotations
@@ -31,8 +35,9 @@ from lvqcodec.integer import ACTIVATION_MAX, IntegerLinear, Mode
 from lvqcodec.layers import floor_ste, module_list, round_ste
 
 QUALITY_NODES = 6
-_PREDICTOR_ONE = 256
-_PREDICTOR_LIMIT = 2**24 // (LATENT_LIMIT + 1) - 1
+_WEIGHT_ONE = 256
+_REACH_MAX = 2**24 // (LATENT_LIMIT + 1) - 1
+ACTIVITY_GAIN = 4
 _COMPAND_GAIN = 12.0
 SCALE_MAX = FRACTION * (NUM_BINS - 1)
 
@@ -40,29 +45,35 @@ SCALE_MAX = FRACTION * (NUM_BINS - 1)
 # layer is one step, or eight bins, which keeps both in the range where networks learn well.
 _MEAN_BITS, _SCALE_BITS = 4, 7
 BINS_PER_UNIT = 1 << (_SCALE_BITS - 4)
+_OUT_MAX = 4096
+
+ACTIVITY_SLOPE = 1.5
+"""What a channel's activity weighs in its scale before training; 2.67 would be in proportion."""
 
 _STORED = {"weight": torch.int16, "bias": torch.int32, "exponent": torch.int8}
 
 
-class Predictor(nn.Module):
-    """A linear predictor per channel from the known neighbours, weights in units of 1/256."""
+class WeightedSum(nn.Module):
+    """A sum over the known neighbours, channel by channel, weights in units of 1/256."""
 
     weight_int: Tensor
 
-    def __init__(self, neighbours: int, channels: int) -> None:
+    def __init__(self, neighbours: int, channels: int, *, gain: int = 1) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((neighbours, channels), 1.0 / neighbours))
+        self.gain = gain
         self.mode: Mode = "float"
 
     def forward(self, neighbours: Tensor) -> Tensor:
-        """Map (B, P, N, C) latents to predictions (B, P, C), both in sixteenths of a step."""
+        """Map (B, P, N, C), whole numbers up to LATENT_LIMIT, to `gain` times the sum (B, P, C)."""
         if self.mode == "float":
-            return (neighbours * self.weight).sum(-2)
+            return (neighbours * self.weight).sum(-2) * self.gain
+        unit = self.gain / _WEIGHT_ONE
         if self.mode == "simulate":
-            total = (neighbours * round_ste(self.weight * _PREDICTOR_ONE)).sum(-2)
-            return floor_ste(total / _PREDICTOR_ONE + 0.5)
+            total = (neighbours * round_ste(self.weight * _WEIGHT_ONE)).sum(-2)
+            return floor_ste(total * unit + 0.5)
         total = (neighbours * self.weight_int.to(neighbours.dtype)).sum(-2)
-        return torch.floor((total + _PREDICTOR_ONE // 2) / _PREDICTOR_ONE)
+        return torch.floor((total + _WEIGHT_ONE // (2 * self.gain)) * unit)
 
     def integer_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the integers that `load_integers` takes."""
@@ -74,17 +85,17 @@ class Predictor(nn.Module):
 
     def freeze(self) -> None:
         """Turn the weights into integers and switch to exact arithmetic."""
-        weight = torch.round(self.weight.detach() * _PREDICTOR_ONE)
+        weight = torch.round(self.weight.detach() * _WEIGHT_ONE)
         self.load_integers(weight)
 
     def load_integers(self, weight: Tensor) -> None:
         """Take integer weights (N, C); ModelMismatch if a partial sum could reach 2^24."""
         reach = int(weight.abs().sum(0).max())
-        if reach > _PREDICTOR_LIMIT:
-            raise ModelMismatch(f"predictor weights sum to {reach}, above {_PREDICTOR_LIMIT}")
+        if reach > _REACH_MAX:
+            raise ModelMismatch(f"weights of neighbours sum to {reach}, above {_REACH_MAX}")
         self.register_buffer("weight_int", weight.to(torch.float32), persistent=False)
         self.mode = "exact"
-        self.weight = nn.Parameter(self.weight_int / _PREDICTOR_ONE, requires_grad=False)
+        self.weight = nn.Parameter(self.weight_int / _WEIGHT_ONE, requires_grad=False)
 
 
 class ResidualLinear(nn.Module):
@@ -125,9 +136,14 @@ class ContextNetwork(nn.Module):
     def __init__(self, config: EntropyConfig, channels: int, subgroup: int) -> None:
         super().__init__()
         neighbours = len(known_offsets(config.block, subgroup))
-        self.predictor = Predictor(neighbours, channels)
+        self.predictor = WeightedSum(neighbours, channels)
+        self.activity = WeightedSum(neighbours, channels, gain=ACTIVITY_GAIN)
+        self.activity_scale = IntegerLinear(
+            channels, channels, out_bits=_SCALE_BITS, low=-_OUT_MAX, high=_OUT_MAX
+        )
+        nn.init.eye_(self.activity_scale.weight).data.mul_(ACTIVITY_SLOPE)
         self.enter = IntegerLinear(
-            neighbours * channels + config.trunk, config.hidden, nodes=QUALITY_NODES
+            (neighbours + 1) * channels + config.trunk, config.hidden, nodes=QUALITY_NODES
         )
         self.blocks = module_list(ResidualLinear(config.hidden) for _ in range(config.depth))
         groups = channel_groups(config, channels)
@@ -144,8 +160,8 @@ def _head(channels_in: int, channels: int) -> IntegerLinear:
         channels_in,
         2 * channels,
         out_bits=[_MEAN_BITS] * channels + [_SCALE_BITS] * channels,
-        low=-4096,
-        high=4096,
+        low=-_OUT_MAX,
+        high=_OUT_MAX,
         nodes=QUALITY_NODES,
     )
     nn.init.zeros_(head.weight)
@@ -199,10 +215,10 @@ class MultiScaleProgressive(nn.Module):
         subgroups = len(subgroup_places(self.config.block))
         return self.config.scales * subgroups * (len(self.config.seeds) + 1) + 1
 
-    def layers(self) -> Iterator[tuple[str, IntegerLinear | Predictor]]:
+    def layers(self) -> Iterator[tuple[str, IntegerLinear | WeightedSum]]:
         """Every layer with arithmetic of its own, by name."""
         for name, module in self.named_modules():
-            if isinstance(module, IntegerLinear | Predictor):
+            if isinstance(module, IntegerLinear | WeightedSum):
                 yield name, module
 
     def set_mode(self, mode: Mode) -> None:
@@ -267,9 +283,11 @@ class MultiScaleProgressive(nn.Module):
         y = torch.zeros(batch, height * width + 1, self.channels, dtype=carrier, device=device)
 
         nothing = torch.zeros(batch, order.coarsest.shape[0], 1, dtype=carrier, device=device)
-        mean, scale = self._split(self.prior(nothing, quality))
+        mean, scale = self.prior(nothing, quality).chunk(2, dim=2)
         # the factorised prior is one parallel step, whatever the channel groups
-        y[:, order.coarsest] = coder(order.coarsest, slice(0, self.channels), mean, scale)
+        y[:, order.coarsest] = coder(
+            order.coarsest, slice(0, self.channels), mean, scale.clamp(0, SCALE_MAX)
+        )
 
         for depth, scale_order in enumerate(order.scales):
             which = 0 if depth == len(order.scales) - 1 else len(self.trunks) - 1
@@ -280,9 +298,12 @@ class MultiScaleProgressive(nn.Module):
                     continue
                 neighbours = self._clip(_gather(y, subgroup.neighbours))
                 predicted = network.predictor(neighbours)
-                around = self.compand(neighbours - predicted[:, :, None]).flatten(2)
+                errors = neighbours - predicted[:, :, None]
+                around = self.compand(errors).flatten(2)
+                activity = self.compand(network.activity(self._clip(errors.abs())))
+                base = network.activity_scale(activity, quality)
                 parents = features.index_select(1, subgroup.parents)
-                hidden = network.enter(torch.cat([around, parents], 2), quality)
+                hidden = network.enter(torch.cat([around, activity, parents], 2), quality)
                 for block in network.blocks:
                     hidden = block(hidden, hidden, quality)
                 for index, group in enumerate(groups):
@@ -293,17 +314,14 @@ class MultiScaleProgressive(nn.Module):
                         seed = network.seed_inputs[index - 1](coded, quality)
                         state = (hidden + seed).clamp(0, ACTIVATION_MAX)
                         state = network.seed_blocks[index - 1](state, state, quality)
-                    mean, scale = self._split(network.heads[index](state, quality))
+                    mean, scale = network.heads[index](state, quality).chunk(2, dim=2)
                     mean = predicted[:, :, group] + mean
+                    scale = (base[:, :, group] + scale).clamp(0, SCALE_MAX)
                     y[:, subgroup.positions, group] = coder(subgroup.positions, group, mean, scale)
         return y[:, :-1]
 
     def _clip(self, y: Tensor) -> Tensor:
         return y.clamp(-LATENT_LIMIT, LATENT_LIMIT)
-
-    def _split(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        mean, scale = out.chunk(2, dim=2)
-        return mean, scale.clamp(0, SCALE_MAX)
 
 
 def compand_table() -> Tensor:

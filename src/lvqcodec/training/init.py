@@ -8,11 +8,13 @@ import math
 import torch
 from torch import Tensor
 
-from lvqcodec.entropy.base import NUM_BINS, SIGMAS
-from lvqcodec.entropy.msp import BINS_PER_UNIT, channel_groups
+from lvqcodec.entropy.base import FRACTION, NUM_BINS, SIGMAS
+from lvqcodec.entropy.msp import ACTIVITY_GAIN, ACTIVITY_SLOPE, BINS_PER_UNIT, channel_groups
 from lvqcodec.entropy.order import coding_order
+from lvqcodec.integer import FRACTION_BITS
 from lvqcodec.model import CodecModel
 
+_ACTIVITY_SAMPLES = 4096
 _LOG_MIN, _LOG_SPAN = math.log(SIGMAS[0]), math.log(SIGMAS[1] / SIGMAS[0])
 
 
@@ -54,13 +56,21 @@ def _set_probabilities(model: CodecModel, crops: Tensor) -> None:
     y = torch.cat([y, y.new_zeros(len(y), 1, y.shape[2])], 1)
     order = coding_order(height, width, config.scales, config.block)
 
-    def set_scales(rows: Tensor, deviation: Tensor, group: slice) -> None:
+    def set_scales(
+        rows: Tensor, deviation: Tensor, group: slice, errors: Tensor | None = None
+    ) -> None:
         half = rows.shape[1] // 2
         for node in range(nodes):
             step = torch.exp(model.log_step.rows[node])
             # the neighbours that predict carry quantisation noise of their own
             total = torch.sqrt((deviation / step) ** 2 + 1 / 24)
-            rows[node, half:] = _scale_units(total[group])
+            units = _scale_units(total)
+            if errors is not None:
+                # what the activity will say on average is not the bias' to say
+                seen = torch.round(errors / step).abs().mean(1) * (FRACTION * ACTIVITY_GAIN)
+                activity = entropy.compand(seen).mean(0)
+                units = units - activity * (ACTIVITY_SLOPE / 2**FRACTION_BITS)
+            rows[node, half:] = units[group]
 
     prior = entropy.prior.bias.rows
     set_scales(prior, y[:, order.coarsest].flatten(0, 1).std(0), slice(None))
@@ -80,8 +90,11 @@ def _set_probabilities(model: CodecModel, crops: Tensor) -> None:
             eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=device)
             weight = torch.linalg.solve(gram + ridge * eye, cross[..., None])[..., 0].T
             network.predictor.weight.copy_(weight)
-            error = wanted - (seen * weight).sum(1)
+            predicted = (seen * weight).sum(1)
+            deviation = (wanted - predicted).std(0)
+            some = slice(0, None, max(1, len(seen) // _ACTIVITY_SAMPLES))
+            errors = seen[some] - predicted[some, None]
             for group, head in zip(
                 channel_groups(config, entropy.channels), network.heads, strict=True
             ):
-                set_scales(head.bias.rows, error.std(0), group)
+                set_scales(head.bias.rows, deviation, group, errors)

@@ -46,7 +46,8 @@ def _rate_class(name: str, model: nn.Module) -> str:
         return "tables"
     if "_pyramid." in name and name.endswith(".weight"):
         return "matrices"
-    return "predictor" if ".predictor." in name else "networks"
+    sums = (".predictor.", ".activity.")
+    return "predictor" if any(part in name for part in sums) else "networks"
 
 
 class Trainer:
