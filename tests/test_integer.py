@@ -293,7 +293,7 @@ def permuted_sums():
         total = torch.zeros_like(neighbours[..., 0, :])
         for n in torch.randperm(neighbours.shape[-2], generator=generator).tolist():
             total = total + neighbours[..., n, :] * self.weight_int[n]
-        return torch.floor((total + 128) / 256)
+        return torch.floor((total + 128 / self.gain) * self.gain / 256)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(integer, "exact_linear", permuted)

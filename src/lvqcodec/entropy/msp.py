@@ -138,9 +138,7 @@ class ContextNetwork(nn.Module):
         neighbours = len(known_offsets(config.block, subgroup))
         self.predictor = WeightedSum(neighbours, channels)
         self.activity = WeightedSum(neighbours, channels, gain=ACTIVITY_GAIN)
-        self.activity_scale = IntegerLinear(
-            channels, channels, out_bits=_SCALE_BITS, low=-_OUT_MAX, high=_OUT_MAX
-        )
+        self.activity_scale = _scales(channels, channels)
         nn.init.eye_(self.activity_scale.weight).data.mul_(ACTIVITY_SLOPE)
         self.enter = IntegerLinear(
             (neighbours + 1) * channels + config.trunk, config.hidden, nodes=QUALITY_NODES
@@ -151,7 +149,15 @@ class ContextNetwork(nn.Module):
             IntegerLinear(group.start, config.hidden, low=-ACTIVATION_MAX) for group in groups[1:]
         )
         self.seed_blocks = module_list(ResidualLinear(config.hidden) for _ in groups[1:])
+        self.seed_scales = module_list(_scales(g.start, g.stop - g.start) for g in groups[1:])
+        for layer in self.seed_scales:
+            nn.init.zeros_(layer.weight)
         self.heads = module_list(_head(config.hidden, g.stop - g.start) for g in groups)
+
+
+def _scales(channels_in: int, channels: int) -> IntegerLinear:
+    """A layer that adds to scales."""
+    return IntegerLinear(channels_in, channels, out_bits=_SCALE_BITS, low=-_OUT_MAX, high=_OUT_MAX)
 
 
 def _head(channels_in: int, channels: int) -> IntegerLinear:
@@ -307,16 +313,18 @@ class MultiScaleProgressive(nn.Module):
                 for block in network.blocks:
                     hidden = block(hidden, hidden, quality)
                 for index, group in enumerate(groups):
-                    state = hidden
+                    state, loudness = hidden, base[:, :, group]
                     if index > 0:
                         coded = self._clip(y[:, subgroup.positions, : group.start])
-                        coded = self.compand(coded - predicted[:, :, : group.start])
-                        seed = network.seed_inputs[index - 1](coded, quality)
+                        coded = coded - predicted[:, :, : group.start]
+                        seed = network.seed_inputs[index - 1](self.compand(coded), quality)
                         state = (hidden + seed).clamp(0, ACTIVATION_MAX)
                         state = network.seed_blocks[index - 1](state, state, quality)
+                        activity = self.compand(self._clip(coded.abs()) * ACTIVITY_GAIN)
+                        loudness = loudness + network.seed_scales[index - 1](activity, quality)
                     mean, scale = network.heads[index](state, quality).chunk(2, dim=2)
                     mean = predicted[:, :, group] + mean
-                    scale = (base[:, :, group] + scale).clamp(0, SCALE_MAX)
+                    scale = (loudness + scale).clamp(0, SCALE_MAX)
                     y[:, subgroup.positions, group] = coder(subgroup.positions, group, mean, scale)
         return y[:, :-1]
 

@@ -47,7 +47,9 @@ def _find(
 ) -> Tensor | None:
     """Return what `state` has for a parameter of `model`, grown where it must be; None if not."""
     source = state.get(name)
-    if source is None and (".seed_inputs." in name or ".seed_blocks." in name):
+    if source is None and any(
+        part in name for part in (".seed_inputs.", ".seed_blocks.", ".seed_scales.")
+    ):
         source = wanted if ".inner." in name else torch.zeros_like(wanted)
     elif ".heads." in name and (source is None or source.shape != wanted.shape):
         source = _split_head(name, state, model)
