@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import install
+from conftest import CODEC_TABLES, install
 from PIL import Image
 
 import lvqcodec
@@ -37,24 +37,13 @@ from lvqcodec.training.trainer import Trainer, group_of
 from lvqcodec.training.validate import validate
 
 CPU = torch.device("cpu")
-HEAD = """
+HEAD = f"""
 profile = "tiny"
 description = 'a "quoted" Größe'
 seed = 5
 init_crops = 3
 ema = 0.9
-
-[codec.transform]
-latent_channels = 24
-analysis = [[8, 8, 1]]
-synthesis = [[8, 8, 1]]
-
-[codec.entropy]
-scales = 2
-hidden = 16
-trunk = 8
-depth = 1
-"""
+{CODEC_TABLES}"""
 STAGES = """
 [[stage]]
 name = "context"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import CODEC_TABLES
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,22 +27,11 @@ from lvqcodec.training.throughput import PHASES
 from lvqcodec.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-RECIPE = """
+RECIPE = f"""
 seed = 3
 init_crops = 3
 ema = 0.9
-
-[codec.transform]
-latent_channels = 24
-analysis = [[8, 8, 1]]
-synthesis = [[8, 8, 1]]
-
-[codec.entropy]
-scales = 2
-hidden = 16
-trunk = 8
-depth = 1
-
+{CODEC_TABLES}
 [[stage]]
 name = "context"
 steps = 2

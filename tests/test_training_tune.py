@@ -9,6 +9,7 @@ import tomllib
 import numpy as np
 import pytest
 import torch
+from conftest import CODEC_TABLES
 from PIL import Image
 
 from lvqcodec.config import CodecConfig
@@ -21,21 +22,10 @@ from lvqcodec.training.recipe import Recipe, Stage
 from lvqcodec.training.validate import validate
 
 STAGE = Stage("joint", 2, ("synthesis", "entropy"), batch=1, crop=176)
-RECIPE = """
+RECIPE = f"""
 tune = "ms-ssim"
 init_crops = 2
-
-[codec.transform]
-latent_channels = 24
-analysis = [[8, 8, 1]]
-synthesis = [[8, 8, 1]]
-
-[codec.entropy]
-scales = 2
-hidden = 16
-trunk = 8
-depth = 1
-
+{CODEC_TABLES}
 [[stage]]
 name = "joint"
 steps = 2

@@ -24,9 +24,16 @@ _CHILD = "import pickle, sys; task, *what = pickle.load(sys.stdin.buffer); print
 class Coder(Protocol):
     """One way of coding pictures; `prepare` loads what it needs, and raises what is missing."""
 
-    def prepare(self) -> None: ...
-    def encode(self, image: NDArray[np.uint8], quality: int) -> bytes: ...
-    def decode(self, data: bytes, grey: bool) -> NDArray[np.uint8]: ...
+    def prepare(self) -> None:
+        """Load what coding needs."""
+
+    def encode(self, image: NDArray[np.uint8], quality: int) -> bytes:
+        """Code a picture (H, W, 3) or (H, W) to the bytes of a file."""
+        ...
+
+    def decode(self, data: bytes, grey: bool) -> NDArray[np.uint8]:
+        """Decode such bytes to (H, W, 3), or to (H, W) for a grey picture."""
+        ...
 
 
 def peak_memory(

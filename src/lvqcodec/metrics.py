@@ -20,14 +20,14 @@ MS_SSIM_MIN_SIDE = 161  # five scales of an 11-tap window: 10 * 2^4 + 1 pixels
 Picture = NDArray[np.uint8]
 
 
-def extra(module: str) -> Any:
-    """Import a module of the `eval` extra; UsageError with the remedy where it is not installed."""
+def extra(module: str, *, needed_by: str = "evaluation", name: str = "eval") -> Any:
+    """Import a module of the extra `name`; UsageError with the remedy where it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UsageError(
-            f"evaluation needs the package `{module.split('.')[0]}`, which cannot be imported "
-            f"({error}): run `pip install 'lvqcodec[eval]'`"
+            f"{needed_by} needs the package `{module.split('.')[0]}`, which cannot be imported "
+            f"({error}): run `pip install 'lvqcodec[{name}]'`"
         ) from error
 
 

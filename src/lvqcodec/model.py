@@ -140,7 +140,7 @@ Sink = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class LatentQuantizer:
-    """A coder that quantises `target` (1, h * w, C) to the lattice, in exact mode, for a `sink`."""
+    """A coder that quantises `target` (B, h * w, C) to the lattice, in exact mode, for a `sink`."""
 
     def __init__(
         self,

@@ -10,7 +10,6 @@ HEIC and JPEG XL need the extra `lvqcodec[bench]`, imported on use.
 
 from __future__ import annotations
 
-import importlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from lvqcodec.errors import UsageError
+from lvqcodec.metrics import extra
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,7 @@ class Peer:
     def prepare(self) -> None:
         """Make the codec ready in this process; UsageError with the remedy where it is missing."""
         if self.plugin:
-            try:
-                plugin = importlib.import_module(self.plugin)
-            except ImportError as error:
-                raise UsageError(
-                    f"the codec {self.name} needs the package `{self.plugin}`, which cannot be "
-                    f"imported ({error}): run `pip install 'lvqcodec[bench]'`"
-                ) from error
+            plugin = extra(self.plugin, needed_by=f"the codec {self.name}", name="bench")
             if hasattr(plugin, "register_heif_opener"):  # the others register on import
                 plugin.register_heif_opener()
         Image.init()

@@ -313,20 +313,27 @@ class MultiScaleProgressive(nn.Module):
                 for block in network.blocks:
                     hidden = block(hidden, hidden, quality)
                 for index, group in enumerate(groups):
-                    state, loudness = hidden, base[:, :, group]
+                    state, own = hidden, base[:, :, group]
                     if index > 0:
                         coded = self._clip(y[:, subgroup.positions, : group.start])
-                        coded = coded - predicted[:, :, : group.start]
-                        seed = network.seed_inputs[index - 1](self.compand(coded), quality)
-                        state = (hidden + seed).clamp(0, ACTIVATION_MAX)
-                        state = network.seed_blocks[index - 1](state, state, quality)
-                        activity = self.compand(self._clip(coded.abs()) * ACTIVITY_GAIN)
-                        loudness = loudness + network.seed_scales[index - 1](activity, quality)
+                        errors = coded - predicted[:, :, : group.start]
+                        state, more = self._hear_seeds(network, index - 1, errors, hidden, quality)
+                        own = own + more
                     mean, scale = network.heads[index](state, quality).chunk(2, dim=2)
                     mean = predicted[:, :, group] + mean
-                    scale = (loudness + scale).clamp(0, SCALE_MAX)
+                    scale = (own + scale).clamp(0, SCALE_MAX)
                     y[:, subgroup.positions, group] = coder(subgroup.positions, group, mean, scale)
         return y[:, :-1]
+
+    def _hear_seeds(
+        self, network: ContextNetwork, seeds: int, errors: Tensor, hidden: Tensor, quality: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return hidden (B, P, H) and what to add to scales, by the errors (B, P, c) of seeds."""
+        seed = network.seed_inputs[seeds](self.compand(errors), quality)
+        state = (hidden + seed).clamp(0, ACTIVATION_MAX)
+        state = network.seed_blocks[seeds](state, state, quality)
+        activity = self.compand(self._clip(errors.abs()) * ACTIVITY_GAIN)
+        return state, network.seed_scales[seeds](activity, quality)
 
     def _clip(self, y: Tensor) -> Tensor:
         return y.clamp(-LATENT_LIMIT, LATENT_LIMIT)

@@ -22,6 +22,12 @@ _LMBDA = (0.0018, 0.18)
 _LMBDA_MS = (2.4, 220.0)
 _EXPONENT = math.log(_LMBDA_MS[1] / _LMBDA_MS[0]) / math.log(_LMBDA[1] / _LMBDA[0])
 
+LOSS = {
+    "psnr": "bpp + lmbda * 255^2 * MSE",
+    "ms-ssim": f"bpp + {_LMBDA_MS[0]:g} * (lmbda / {_LMBDA[0]:g})^{_EXPONENT:.3f} * (1 - MS-SSIM)",
+}
+"""The loss of every tune, in words."""
+
 
 def ms_ssim_lmbda(lmbda: Scalar) -> Scalar:
     """Return the Lagrangian of 1 - MS-SSIM whose rate is about that of lmbda * 255^2 * MSE.

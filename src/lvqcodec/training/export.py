@@ -27,6 +27,7 @@ from lvqcodec.imageio import atomic_write
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler, load_pictures
+from lvqcodec.training.distortion import LOSS
 from lvqcodec.training.loop import say
 from lvqcodec.training.ranks import choose_device
 from lvqcodec.training.recipe import Recipe
@@ -36,10 +37,6 @@ from lvqcodec.weights import pack_parts, pack_weights
 _CROP = 256
 _FIT_CROPS = 202  # two for each quality
 _FIT_ROUNDS = 5  # the choice depends on the tables and the tables on the choice
-_LOSS = {
-    "psnr": "bpp + lmbda * 255^2 * MSE",
-    "ms-ssim": "bpp + 2.4 * (lmbda / 0.0018)^0.981 * (1 - MS-SSIM)",
-}
 
 
 def export(
@@ -269,8 +266,7 @@ def _card(
         "lvqcodec": __version__,
         "parameters": sum(p.numel() for p in trainer.average.parameters()),
         "tune": recipe.tune,
-        "loss": f"{_LOSS[recipe.tune]},"
-        " lmbda = lmbda_min * (lmbda_max / lmbda_min)^(quality / 100)",
+        "loss": f"{LOSS[recipe.tune]}, lmbda = lmbda_min * (lmbda_max / lmbda_min)^(quality / 100)",
         "lmbda_range": [recipe.codec.lmbda_min, recipe.codec.lmbda_max],
     }
     return _toml(lines) + "".join(f"\n[[training]]\n{_toml(entry)}" for entry in history)

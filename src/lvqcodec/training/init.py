@@ -49,31 +49,28 @@ def _set_probabilities(model: CodecModel, crops: Tensor) -> None:
     config = entropy.config
     height, width = crops.shape[-2] // model.stride, crops.shape[-1] // model.stride
     device = crops.device
-    nodes = model.log_step.rows.shape[0]
+    groups = channel_groups(config, entropy.channels)
     transform = model.transform
     y = torch.cat([transform.klt(transform.blocks(c[None])).flatten(2) for c in crops])
     y = y.transpose(1, 2)
     y = torch.cat([y, y.new_zeros(len(y), 1, y.shape[2])], 1)
     order = coding_order(height, width, config.scales, config.block)
 
-    def set_scales(
-        rows: Tensor, deviation: Tensor, group: slice, errors: Tensor | None = None
-    ) -> None:
-        half = rows.shape[1] // 2
-        for node in range(nodes):
-            step = torch.exp(model.log_step.rows[node])
-            # the neighbours that predict carry quantisation noise of their own
-            total = torch.sqrt((deviation / step) ** 2 + 1 / 24)
-            units = _scale_units(total)
-            if errors is not None:
-                # what the activity will say on average is not the bias' to say
-                seen = torch.round(errors / step).abs().mean(1) * (FRACTION * ACTIVITY_GAIN)
-                activity = entropy.compand(seen).mean(0)
-                units = units - activity * (ACTIVITY_SLOPE / 2**FRACTION_BITS)
-            rows[node, half:] = units[group]
+    steps = torch.exp(model.log_step.rows)
 
-    prior = entropy.prior.bias.rows
-    set_scales(prior, y[:, order.coarsest].flatten(0, 1).std(0), slice(None))
+    def scale_biases(deviation: Tensor) -> Tensor:
+        # the neighbours that predict carry quantisation noise of their own
+        return _scale_units(torch.sqrt((deviation / steps) ** 2 + 1 / 24))
+
+    def activity_shares(errors: Tensor) -> Tensor:
+        seen = [torch.round(errors / step).abs().mean(1) for step in steps]
+        activity = [entropy.compand(e * (FRACTION * ACTIVITY_GAIN)).mean(0) for e in seen]
+        shares: Tensor = torch.stack(activity) * (ACTIVITY_SLOPE / 2**FRACTION_BITS)
+        return shares
+
+    # the second half of a head's outputs are the scales
+    coarsest = y[:, order.coarsest].flatten(0, 1)
+    entropy.prior.bias.rows[:, entropy.channels :] = scale_biases(coarsest.std(0))
     for which, networks in enumerate(entropy.networks):
         depths = range(config.scales - 1, config.scales) if which == 0 else range(config.scales - 1)
         for index, network in enumerate(networks):
@@ -93,8 +90,7 @@ def _set_probabilities(model: CodecModel, crops: Tensor) -> None:
             predicted = (seen * weight).sum(1)
             deviation = (wanted - predicted).std(0)
             some = slice(0, None, max(1, len(seen) // _ACTIVITY_SAMPLES))
-            errors = seen[some] - predicted[some, None]
-            for group, head in zip(
-                channel_groups(config, entropy.channels), network.heads, strict=True
-            ):
-                set_scales(head.bias.rows, deviation, group, errors)
+            # what the activity will say on average is not the bias' to say
+            biases = scale_biases(deviation) - activity_shares(seen[some] - predicted[some, None])
+            for group, head in zip(groups, network.heads, strict=True):
+                head.bias.rows[:, group.stop - group.start :] = biases[:, group]

@@ -161,17 +161,14 @@ class Trainer:
 
     def _backward(self, balanced: Tensor, values: dict[str, Tensor]) -> Tensor:
         """Set the gradients, clipped; return 1.0 if they are not finite, else 0.0."""
-        parameters = [p for o in self.optimizers for g in o.param_groups for p in g["params"]]
-        for parameter in parameters:
-            parameter.grad = None
+        shares = [[p for g in o.param_groups for p in g["params"]] for o in self.optimizers]
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         balanced.backward()  # type: ignore[no-untyped-call]
         # which parameters the loss does not reach follows from the stage: the same everywhere
-        self.ranks.average(p.grad for p in parameters if p.grad is not None)
+        self.ranks.average(p.grad for share in shares for p in share if p.grad is not None)
         # apart, so that a wild gradient in one's share does not slow down the other's
-        norms = [
-            nn.utils.clip_grad_norm_([p for g in o.param_groups for p in g["params"]], 1.0)
-            for o in self.optimizers
-        ]
+        norms = [nn.utils.clip_grad_norm_(share, 1.0) for share in shares]
         values["norm"] = torch.stack(norms).norm()
         return 1 - values["norm"].isfinite().float()
 
