@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/.installed
 # for `make train` and `make bench`
 DATA ?=
 # for `make train`
-RECIPE ?= recipes/baseline.toml
-RUN ?= runs/baseline
+RECIPE ?= recipes/normal.toml
+RUN ?= runs/normal
 MINUTES ?=
 # for `make bench`
 MODELS ?= $(sort $(basename $(notdir $(wildcard models/*.toml))))
@@ -55,8 +55,8 @@ types: $(INSTALLED) ## check types (mypy, strict)
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## every number of README and cards: bench [DATA=FOLDER [ANCHORS=]] [MODELS=]
-	$(BIN)/python bench/speed.py
-	for model in $(MODELS); do $(BIN)/python bench/complexity.py --model $$model || exit; done
+	for model in $(MODELS); do $(BIN)/python bench/speed.py --model $$model && \
+		$(BIN)/python bench/complexity.py --model $$model || exit; done
 	$(if $(DATA),mkdir -p $(RESULTS))
 	$(if $(DATA),$(BIN)/lvq eval $(DATA) --model $(subst $(space),$(comma),$(strip $(MODELS))) \
 		--lattice e8$(comma)z --qualities $(QUALITIES) --codecs $(CODECS) --memory \

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put what `lvq eval --json` measured on a model's card.
 
-    python bench/card.py models/baseline.toml kodak=kodak.json val=val.json
+    python bench/card.py models/normal.toml kodak=kodak.json val=val.json
 
 Replaces everything after the line "# measured" by one [[measured]] table for each curve of that
 model in each report: where, with which command and machine, the points, the BD-rates over all other

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters of a model and its multiply-accumulates per pixel, counted by torch's own counter.
 
-    python bench/complexity.py [--model baseline]
+    python bench/complexity.py [--model normal]
 
 Counts matrix products and convolutions of a whole encode and decode of a 768x512 picture.
 """
@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lvqcodec import codec
+from lvqcodec.catalog import DEFAULT_MODEL
 
 HEIGHT, WIDTH = 512, 768
 
@@ -27,7 +28,7 @@ def kmac_per_pixel(run: object) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="baseline")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     args = parser.parse_args()
     model = codec.load_model(args.model, device="cpu").model
     quality = torch.full((1,), 50.0)

@@ -96,7 +96,7 @@ def fit(image: np.ndarray, rival: Rival, variant: dict[str, object], limit: floa
 
 
 def ours(image: np.ndarray, quality: int, folder: Path) -> Row:
-    weights = lvqcodec.load_model("baseline")
+    weights = lvqcodec.load_model()
     file, encode_s = timed(lambda: lvqcodec.encode(image, model=weights, quality=quality))
     (folder / "coffee.lvq").write_bytes(file)
     x_hat, decode_s = timed(lambda: lvqcodec.decode((folder / "coffee.lvq").read_bytes()))

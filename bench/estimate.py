@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from lvqcodec import codec, imageio
+from lvqcodec.catalog import DEFAULT_MODEL
 from lvqcodec.evaluate import list_pictures
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--qualities", default="10,50,90")
-    parser.add_argument("--model", default="baseline")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--lattice")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()

@@ -21,6 +21,7 @@ from torch import Tensor
 from yardstick import HEIGHT, WIDTH, Yardstick
 
 from lvqcodec import codec
+from lvqcodec.catalog import DEFAULT_MODEL
 
 
 def photograph(path: Path | None) -> np.ndarray:
@@ -43,7 +44,7 @@ def sides(networks: Yardstick, x: Tensor) -> tuple[Callable[[], object], Callabl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("picture", type=Path, nargs="?", help="default: scikit-image's coffee")
-    parser.add_argument("--model", default="baseline")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--quality", type=int, default=50)
     parser.add_argument("--lattice")
     parser.add_argument("--threads", type=int, default=2)

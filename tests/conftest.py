@@ -19,7 +19,7 @@ TINY = CodecConfig(
     TransformConfig(
         latent_channels=24, analysis=((4, 6, 1), (8, 8, 1)), synthesis=((8, 8, 1), (4, 6, 1))
     ),
-    EntropyConfig(scales=2, seeds=(8,), hidden=24, trunk=12, depth=1),
+    EntropyConfig(scales=2, seeds=(8,), linear=16, hidden=24, trunk=12, depth=1),
 )
 
 CODEC_TABLES = """
@@ -67,6 +67,8 @@ def make_model(config=TINY, seed=0):
         for name, parameter in model.named_parameters():
             if ".heads." in name and name.endswith("weight"):
                 parameter.normal_(std=0.02)
+            elif ".linear." in name and name.endswith("weight"):
+                parameter.normal_(std=0.05)
             elif name.endswith(("bias.rows", "gain.rows")):
                 parameter.add_(0.1 * torch.randn_like(parameter))
             elif name.endswith("pyramid.out.weight"):

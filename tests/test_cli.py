@@ -136,7 +136,7 @@ def test_options_reach_the_file(png: Path, tmp_path: Path) -> None:
     for quality, lattice in ((5, "z"), (95, "e8")):
         out = tmp_path / f"{quality}.lvq"
         command = ("encode", png, out, "-q", str(quality), "--lattice", lattice)
-        result = lvq(*command, "-m", "baseline", "--device", "cpu", "--threads", "1")
+        result = lvq(*command, "-m", catalog.DEFAULT_MODEL, "--device", "cpu", "--threads", "1")
         assert result.exit_code == 0, result.stderr
         header = read_header(out.read_bytes())
         assert (header.quality, header.lattice) == (quality, lattice)

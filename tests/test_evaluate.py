@@ -86,7 +86,7 @@ def bpp_of(quality: int) -> float:
 
 def test_points_are_means_of_file_sizes_and_errors(folder: Path) -> None:
     report = evaluate.evaluate(folder, qualities=[30, 10, 30], device="cpu")
-    assert [(p.curve, p.quality) for p in report.points] == [("baseline", 10), ("baseline", 30)]
+    assert [(p.curve, p.quality) for p in report.points] == [("normal", 10), ("normal", 30)]
     assert [p.bpp for p in report.points] == pytest.approx([bpp_of(10), bpp_of(30)])
     assert [p.psnr for p in report.points] == pytest.approx([psnr_of(10), psnr_of(8)])
     assert all(p.ms_ssim is None and p.picture is None for p in report.points)  # 24 pixels high
@@ -99,7 +99,7 @@ def test_points_are_means_of_file_sizes_and_errors(folder: Path) -> None:
     assert all(p.encode_s > 0 and p.decode_s > 0 for p in report.points)
     # One warm-up, then two pictures at two qualities; loaded weights and not their name.
     assert len(CALLS) == 5
-    assert set(CALLS) == {("weights of baseline on cpu", q, None, "cpu") for q in (10, 30)}
+    assert set(CALLS) == {("weights of normal on cpu", q, None, "cpu") for q in (10, 30)}
 
 
 def test_ms_ssim_is_the_mean_over_pictures_that_have_one(folder: Path) -> None:
@@ -123,9 +123,9 @@ def test_bd_rate_against_anchors(folder: Path, anchors: Path) -> None:
 def test_lattices_are_compared_with_the_first(folder: Path, anchors: Path) -> None:
     report = evaluate.evaluate(folder, qualities=[10, 30, 50], lattice="z, e8", anchors=anchors)
     rates = {(rate.curve, rate.anchor): rate.percent for rate in report.bd_rates}
-    assert rates["baseline e8", "baseline z"] == pytest.approx(-10)
-    assert rates["baseline e8", "half"] == pytest.approx(80)
-    assert ("baseline z", "baseline z") not in rates
+    assert rates["normal e8", "normal z"] == pytest.approx(-10)
+    assert rates["normal e8", "half"] == pytest.approx(80)
+    assert ("normal z", "normal z") not in rates
     assert {call[2] for call in CALLS} == {"z", "e8"}
 
 
@@ -148,7 +148,7 @@ def test_json_repeats_the_settings_and_is_strict(
     report = evaluate.evaluate(folder, qualities=[50, 10], anchors=anchors, limit=1, device="cpu")
     plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert plain["command"] == (
-        f"lvq eval {folder} --qualities 10,50 --model baseline --device cpu "
+        f"lvq eval {folder} --qualities 10,50 --model normal --device cpu "
         f"--anchors {anchors} --limit 1"
     )
     assert [point["picture"] for point in plain["pictures"]] == ["a.PNG", "a.PNG"]
@@ -224,7 +224,7 @@ def textured(tmp_path: Path) -> Path:
 
 def test_peers_enter_the_same_tables(textured: Path) -> None:
     report = evaluate.evaluate(textured, qualities=[10, 50], codecs="jpeg,webp", limit=2)
-    assert list(report.curves) == ["baseline", "jpeg", "webp"]
+    assert list(report.curves) == ["normal", "jpeg", "webp"]
     ladder = list(PEERS["jpeg"].qualities)
     assert report.curves["jpeg"]["qualities"] == PEERS["jpeg"].qualities
     assert [p.quality for p in report.points if p.curve == "jpeg"] == ladder
@@ -253,7 +253,7 @@ def test_pictures_are_ranked_over_the_first_peer(
         points = [point for point in report.pictures if point.picture == path.name]
         own, jpeg = (
             [[getattr(p, key) for p in points if p.curve == curve] for key in ("bpp", "psnr")]
-            for curve in ("baseline", "jpeg")
+            for curve in ("normal", "jpeg")
         )
         rates[path.name] = metrics.bd_rate(*jpeg, *own)
     order = sorted(rates.items(), key=lambda item: -(item[1] or 0))
@@ -285,10 +285,10 @@ def test_memory_is_measured_for_each_curve_at_the_largest_picture(
     monkeypatch.setattr(evaluate, "peak_memory", peak_memory)
     report = evaluate.evaluate(folder, qualities=[10, 50], lattice="z,e8", memory=True)
     largest = folder / "b.png"
-    assert asked == [(f"baseline {name}", 50, largest, False) for name in ("z", "e8")]
+    assert asked == [(f"normal {name}", 50, largest, False) for name in ("z", "e8")]
     assert [(m.curve, m.encode_bytes, m.decode_bytes) for m in report.memory] == [
-        ("baseline z", 3, 2),
-        ("baseline e8", 3, 2),
+        ("normal z", 3, 2),
+        ("normal e8", 3, 2),
     ]
     assert report.command.endswith(" --memory")
     assert evaluate.evaluate(folder, qualities=[10]).memory == []

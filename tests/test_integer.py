@@ -202,8 +202,14 @@ def test_no_sum_of_the_most_extreme_latents_reaches_the_bound(new_model, monkeyp
         if isinstance(made, IntegerLinear):
             made.weight.mul_(scale)  # 60: every activation saturates
     model.entropy.freeze()
-    largest = {"activation": 0, "sum": 0}
-    predict = WeightedSum.forward
+    largest = {"activation": 0, "error": 0, "sum": 0}
+    predict, run = WeightedSum.forward, IntegerLinear._exact
+
+    def check_inputs(self, x, quality):
+        assert x.abs().max() <= self.reach
+        kind = "activation" if self.reach == ACTIVATION_MAX else "error"
+        largest[kind] = max(largest[kind], int(x.abs().max()))
+        return run(self, x, quality)
 
     def check_prediction(self, neighbours):
         assert torch.equal(neighbours, neighbours.round())
@@ -214,13 +220,13 @@ def test_no_sum_of_the_most_extreme_latents_reaches_the_bound(new_model, monkeyp
     def check(x, weight):
         assert torch.equal(x, x.round())
         # whatever the order, a partial sum is at most the sum of the magnitudes
-        largest["activation"] = max(largest["activation"], int(x.abs().max()))
         sums = x.abs().double() @ weight.abs().double().T
         largest["sum"] = max(largest["sum"], int(sums.max()))
         return x @ weight.T
 
     monkeypatch.setattr(integer, "exact_linear", check)
     monkeypatch.setattr(WeightedSum, "forward", check_prediction)
+    monkeypatch.setattr(IntegerLinear, "_exact", check_inputs)
     for seed, spread in enumerate((1e9, LATENT_LIMIT, 300.0, 0.0)):
         y = latents(6, 5, model.entropy.channels, spread, seed).clamp(-(2.0**20), 2.0**20)
         tape = Tape(y)
@@ -228,7 +234,8 @@ def test_no_sum_of_the_most_extreme_latents_reaches_the_bound(new_model, monkeyp
         for mean, t in tape.steps:
             assert torch.equal(mean, mean.round()) and mean.abs().max() < MAX_SUM / 2
             assert t.min() >= 0 and t.max() <= 16 * 63
-    assert largest["activation"] <= ACTIVATION_MAX and largest["sum"] < MAX_SUM
+    assert largest["sum"] < MAX_SUM
+    assert largest["error"] == 2047, "the errors seen by the linear prediction"
     if scale > 1:
         assert largest["activation"] == ACTIVATION_MAX
 
@@ -241,7 +248,7 @@ def test_every_layer_stays_below_its_bound_at_its_worst_input(new_model):
             reach = LATENT_LIMIT * made.weight_int.double().abs().sum(0) + 128
             assert reach.max() < MAX_SUM, name
             continue
-        worst = made.weight_int.sign() * ACTIVATION_MAX  # one input for every output
+        worst = made.weight_int.sign() * made.reach  # one input for every output
         sums = (worst.double() * made.weight_int.double()).sum(1)
         assert sums.max() <= made.bound() < MAX_SUM, name
         found = integer.exact_linear(worst, made.weight_int).diagonal()

@@ -491,3 +491,9 @@ def test_models_of_one_transform_share_its_file(parts, new_model):
 def test_files_that_make_no_model_are_refused(weights, parts, choose, complaint):
     with pytest.raises(ModelMismatch, match=complaint):
         unpack_weights(*choose(*parts, weights))
+
+
+@pytest.mark.parametrize("pixels", [0, 3, 16])
+def test_levels_that_do_not_divide_a_block_are_refused(pixels):
+    with pytest.raises(UsageError, match=f"a level of {pixels} pixels does not divide blocks of 8"):
+        LappedTransform(TransformConfig(synthesis=((pixels, 8, 1),)))

@@ -24,14 +24,17 @@ PROFILES = {
 CHANNELS = 12
 
 
-def model(scales=3, block=(2, 2), seeds=(), seed=0):
+def model(scales=3, block=(2, 2), seeds=(), linear=8, seed=0):
     """A frozen model whose means and scales hang on everything they may."""
     torch.manual_seed(seed)
-    config = EntropyConfig(scales=scales, block=block, seeds=seeds, hidden=16, trunk=8, depth=1)
+    sizes = {"linear": linear, "hidden": 16, "trunk": 8, "depth": 1}
+    config = EntropyConfig(scales=scales, block=block, seeds=seeds, **sizes)
     made = MultiScaleProgressive(config, CHANNELS).requires_grad_(False)
     for name, parameter in made.named_parameters():
         if ".heads." in name and name.endswith("weight"):
             parameter.normal_(std=0.3)
+        elif ".linear." in name and name.endswith("weight"):
+            parameter.normal_(std=0.1)
         elif name.endswith("bias.rows"):
             parameter.uniform_(0.5, 2)
     made.freeze()
@@ -159,6 +162,7 @@ def test_subgroups_of_the_papers_blocks():
         ({"block": (0, 2)}, r"\(0, 2\)"),
         ({"seeds": (4, 8)}, "less than 12 in all"),
         ({"seeds": (0, 3)}, "at least 1 each"),
+        ({"linear": 0}, "linear = 0"),
     ],
 )
 def test_orders_that_cannot_be_are_refused(settings, complaint):

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data as bundled
 
 from lvqcodec import codec
-from lvqcodec.catalog import list_models
+from lvqcodec.catalog import DEFAULT_MODEL, list_models
 from lvqcodec.container import SECTION_LATENTS, unpack
 from lvqcodec.metrics import psnr
 
@@ -31,7 +31,7 @@ def model(request):
 
 
 def test_there_is_a_default_model():
-    assert "baseline" in MODELS
+    assert DEFAULT_MODEL in MODELS
 
 
 @pytest.mark.parametrize("grey", [False, True])

@@ -34,9 +34,13 @@ def record(model, target, mode):
 
 
 @pytest.mark.parametrize("mode", ["float", "simulate"])
-@pytest.mark.parametrize("seeds", [(8,), (4, 10)])
-def test_a_grown_model_begins_as_good_as_the_smaller_one(new_model, tiny_config, seeds, mode):
-    small = new_model(grown_config(tiny_config, ()))
+@pytest.mark.parametrize(
+    ("before", "seeds"), [((), (8,)), ((), (4, 10)), ((8,), (4, 4)), ((8,), (2, 3, 3, 6, 1))]
+)
+def test_a_grown_model_begins_as_good_as_the_smaller_one(
+    new_model, tiny_config, before, seeds, mode
+):
+    small = new_model(grown_config(tiny_config, before))
     large = CodecModel(grown_config(tiny_config, seeds))
     state, anew = adapt(small.state_dict(), large)
     large.load_state_dict(state)
@@ -50,6 +54,27 @@ def test_a_grown_model_begins_as_good_as_the_smaller_one(new_model, tiny_config,
     assert (found - wanted).abs().mean() < 1e-2
 
 
+def test_linear_predictors_that_are_new_say_nothing_yet_but_can_learn(new_model, tiny_config):
+    old = new_model()
+    for networks in old.entropy.networks:
+        for network in networks:
+            network.linear.weight.zero_()
+            network.linear.bias.rows.zero_()
+    lacking = {n: v for n, v in old.state_dict().items() if ".linear." not in n}
+    grown = CodecModel(tiny_config)
+    state, anew = adapt({n: v for n, v in lacking.items() if ".gate." not in n}, grown)
+    grown.load_state_dict(state)
+    assert not anew
+    target = 40 * torch.randn(1, 30, old.entropy.channels, generator=torch.Generator())
+    assert torch.equal(record(grown, target, "float"), record(old, target, "float"))
+    network = grown.entropy.networks[0][0]
+    errors = torch.ones(1, 2, 4, old.entropy.channels)
+    activity = torch.ones(1, 2, old.entropy.channels)
+    told = network.predict_more(torch.zeros_like(activity), errors, activity, torch.zeros(1))
+    told.sum().backward()
+    assert network.linear.weight.grad.abs().min() > 0
+
+
 def test_heads_are_split_by_channel_group(new_model, tiny_config):
     small = new_model(grown_config(tiny_config, ()))
     large = CodecModel(grown_config(tiny_config, (4, 10)))
@@ -61,6 +86,25 @@ def test_heads_are_split_by_channel_group(new_model, tiny_config):
         means, scales = part.chunk(2)
         assert torch.equal(means, whole[:channels][group])
         assert torch.equal(scales, whole[channels:][group])
+
+
+def test_groups_put_together_keep_their_heads_and_what_seeds_both_were_told_of(
+    new_model, tiny_config
+):
+    fine, coarse = grown_config(tiny_config, (4, 6, 8)), grown_config(tiny_config, (4,))
+    old, model = new_model(fine).state_dict(), CodecModel(coarse)
+    state, anew = adapt(old, model)
+    assert not anew
+    network = "entropy.networks.0.1"
+    heads = [old[f"{network}.heads.{n}.weight"].unflatten(0, (2, -1)) for n in (1, 2, 3)]
+    assert torch.equal(state[f"{network}.heads.1.weight"], torch.cat(heads, 1).flatten(0, 1))
+    assert torch.equal(state[f"{network}.heads.0.weight"], old[f"{network}.heads.0.weight"])
+    for layer in ("seed_inputs", "seed_blocks"):
+        for name in state:
+            if name.startswith(f"{network}.{layer}.0."):
+                assert torch.equal(state[name], old[name])
+    scales = [old[f"{network}.seed_scales.{n}.weight"][:, :4] for n in (0, 1, 2)]
+    assert torch.equal(state[f"{network}.seed_scales.0.weight"], torch.cat(scales))
 
 
 def test_exported_weights_are_a_start(models_folder, tiny_config):
@@ -77,7 +121,6 @@ def test_exported_weights_are_a_start(models_folder, tiny_config):
     ("part", "change"),
     [
         ("entropy", {"entropy": {"seeds": (), "hidden": 40}}),
-        ("entropy", {"entropy": {"seeds": (4, 10)}}),  # no whole head to split
         ("transform.analysis_pyramid", {"transform": {"analysis": ((8, 8, 2),)}}),
         ("transform.synthesis_pyramid", {"transform": {"synthesis": ((8, 8, 1), (4, 5, 1))}}),
     ],

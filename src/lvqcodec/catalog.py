@@ -20,7 +20,7 @@ from typing import Any
 
 from lvqcodec.errors import ModelMismatch, ModelNotFound
 
-DEFAULT_MODEL = "baseline"
+DEFAULT_MODEL = "normal"
 MODEL_PATH_VARIABLE = "LVQ_MODEL_PATH"
 
 _PACKAGE = Path(__file__).resolve().parent

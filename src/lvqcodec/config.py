@@ -32,14 +32,16 @@ class EntropyConfig:
     """The entropy axis: which probability model and its sizes.
 
     `scales`, `block` (rows, columns of a subgroup block) and `seeds` (channels of each seed group)
-    fix the order of coding; `hidden`, `trunk` and `depth` are the widths
-    and the number of residual layers of the context networks.
+    fix the order of coding; the first `linear` channels are predicted from each other's neighbours
+    by a matrix; `hidden`, `trunk` and `depth` are the widths and the number of residual layers of
+    the context networks.
     """
 
     name: str = "msp"
     scales: int = 4
     block: tuple[int, int] = (2, 2)
     seeds: tuple[int, ...] = ()
+    linear: int = 96
     hidden: int = 192
     trunk: int = 128
     depth: int = 2

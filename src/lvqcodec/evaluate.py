@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from lvqcodec import __version__, codec, imageio, metrics
+from lvqcodec.catalog import DEFAULT_MODEL
 from lvqcodec.errors import UsageError
 from lvqcodec.memory import peak_memory
 from lvqcodec.peers import Peer, find_peers
@@ -99,7 +100,7 @@ def evaluate(
     folder: str | os.PathLike[str],
     *,
     qualities: Sequence[int],
-    model: str = "baseline",
+    model: str = DEFAULT_MODEL,
     lattice: str | None = None,
     device: str = "auto",
     anchors: str | os.PathLike[str] | None = None,

@@ -61,7 +61,7 @@ class IntegerLinear(nn.Module):
     """A linear layer on integer activations, with a bias that depends on the quality.
 
     `out_bits` fraction bits of the outputs; `low`, `high` the clip range of the integer outputs;
-    `nodes` quality nodes of the bias. Inputs are integers with |x| <= ACTIVATION_MAX in units of
+    `nodes` quality nodes of the bias. Inputs are integers with |x| <= `reach` in units of
     2^-FRACTION_BITS.
     """
 
@@ -81,6 +81,7 @@ class IntegerLinear(nn.Module):
         low: int = 0,
         high: int = ACTIVATION_MAX,
         nodes: int = 1,
+        reach: int = ACTIVATION_MAX,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels_out, channels_in))
@@ -88,7 +89,7 @@ class IntegerLinear(nn.Module):
         self.bias = QualityTable(nodes, channels_out)
         bits = [out_bits] * channels_out if isinstance(out_bits, int) else out_bits
         self.register_buffer("out_bits", torch.tensor(bits, dtype=torch.float32), persistent=False)
-        self.low, self.high = low, high
+        self.low, self.high, self.reach = low, high, reach
         self.mode: Mode = "float"
 
     # --- training ---------------------------------------------------------------------------
@@ -96,10 +97,10 @@ class IntegerLinear(nn.Module):
     def _exponents(self) -> Tensor:
         """Largest exponent per output channel for which the float32 bound surely holds."""
         with torch.no_grad():
-            reach = ACTIVATION_MAX * self.weight.abs().sum(1)
+            reach = self.reach * self.weight.abs().sum(1)
             reach = reach + self.bias.rows.abs().amax(0) * 2.0**FRACTION_BITS + 1e-9
             # rounding adds at most half a unit per weight, and half a unit to the output
-            spare = MAX_SUM - ACTIVATION_MAX * 0.5 * self.weight.shape[1] - 2.0**20
+            spare = MAX_SUM - self.reach * 0.5 * self.weight.shape[1] - 2.0**20
             by_sum = torch.floor(torch.log2(spare / reach))
             by_weight = torch.floor(torch.log2(_WEIGHT_MAX / (self.weight.abs().amax(1) + 1e-9)))
             return torch.minimum(by_sum, by_weight).clamp(0, _MAX_EXPONENT)
@@ -172,7 +173,7 @@ class IntegerLinear(nn.Module):
 
     def bound(self) -> int:
         """Largest absolute value that any partial sum can take, whatever the order of summation."""
-        reach = self.weight_int.double().abs().sum(1) * ACTIVATION_MAX
+        reach = self.weight_int.double().abs().sum(1) * self.reach
         reach = reach + self.bias_int.abs().amax(0).double() + self._half.double()
         return int(reach.max())
 

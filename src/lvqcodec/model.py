@@ -92,7 +92,7 @@ class CodecModel(nn.Module):
         return y.flatten(2).transpose(1, 2) * (FRACTION / step)
 
     def synthesis(self, y_hat: Tensor, grid: tuple[int, int], quality: Tensor) -> Tensor:
-        """Map latents (B, h * w, C), 1/16 steps, to pictures (B, 3, 16h, 16w), unclamped."""
+        """Map latents (B, h * w, C), 1/16 steps, to pictures (B, 3, 8h, 8w), unclamped."""
         step = torch.exp(self.log_step(quality))[:, None, :]
         y = torch.unflatten((y_hat * (step / FRACTION)).transpose(1, 2), 2, grid)
         return self.transform.synthesis(y, quality)

@@ -29,14 +29,16 @@ from lvqcodec.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.distortion import LOSS
 from lvqcodec.training.loop import say
+from lvqcodec.training.optimizers import group_of, make_optimizers, set_learning_rate
 from lvqcodec.training.ranks import choose_device
 from lvqcodec.training.recipe import Recipe
-from lvqcodec.training.trainer import Trainer, group_of
+from lvqcodec.training.trainer import Trainer
 from lvqcodec.weights import pack_parts, pack_weights
 
 _CROP = 256
 _FIT_CROPS = 202  # two for each quality
 _FIT_ROUNDS = 5  # the choice depends on the tables and the tables on the choice
+_ROUGH_ROUNDS, _ROUGH_SHARE = 3, 4  # the first ones go by a part of the crops
 
 
 def export(
@@ -84,7 +86,8 @@ def export(
         crops = sampler.sample(_FIT_CROPS, _CROP, generator)
         batches = _batches(model, crops)
         for index in range(_FIT_ROUNDS):
-            model.tables, bpp = _fit(model, batches)
+            every = _ROUGH_SHARE if index < _ROUGH_ROUNDS else 1
+            model.tables, bpp = _fit(model, batches[::every])
             say(f"tables {index + 1}/{_FIT_ROUNDS}: {bpp:.4f} bpp before this fit")
         if minutes:
             polish(model, sampler, generator, minutes=minutes)
@@ -208,43 +211,62 @@ def polish(
     *,
     minutes: float,
     batch: int = 4,
-    lr: float = 1e-4,
+    lr: float = 2e-4,
 ) -> None:
-    """Train g_s for some minutes on latents as the codec codes them: lattice, RDO and centroids."""
-    assert model.tables is not None
-    quantizer = Quantizer(model.config.lattice, model.tables)
-    parameters = [
-        p
-        for name, p in model.named_parameters()
-        if group_of(name) == "synthesis" or ".inverse_klt." in name
-    ]
+    """Train g_s for some minutes on latents as the codec codes them: lattice, RDO and centroids.
+
+    A third of the time goes into coding crops, because a step on what is coded already is several
+    times cheaper than coding more.
+    """
+    start = time.monotonic()
+
+    def progress() -> float:
+        return (time.monotonic() - start) / (60 * minutes)
+
+    coded: list[tuple[Tensor, Tensor, Tensor]] = []
+    while not coded or progress() < 1 / 3:
+        coded += _coded_crops(model, sampler.sample(batch, _CROP, generator), generator)
     model.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters, lr=lr)
-    start, step = time.monotonic(), 0
-    while (progress := (time.monotonic() - start) / (60 * minutes)) < 1:
-        crops = sampler.sample(batch, _CROP, generator)
-        strata = torch.arange(batch) + torch.rand(batch, generator=generator)
-        qualities = (strata * (101 / batch)).long().clamp(max=100).tolist()
-        latents = [
-            _quantise(model, _batch(model, crop[None], quality), quantizer, _ignore)
-            for crop, quality in zip(crops, qualities, strict=True)
-        ]
-        at = torch.tensor(qualities, dtype=torch.float32, device=crops.device)
-        x_hat = model.synthesis(torch.cat(latents), model.grid(_CROP, _CROP), at)
-        mse = (x_hat - crops).square().mean((1, 2, 3))
+    parameters = []
+    for name, parameter in model.named_parameters():
+        if group_of(name) == "synthesis" or ".inverse_klt." in name:
+            parameters.append(parameter.requires_grad_(True))
+    optimizers = make_optimizers(model, lr)
+    grid = model.grid(_CROP, _CROP)
+    step = 0
+    while progress() < 1:
+        turn = torch.randint(len(coded), (batch,), generator=generator).tolist()
+        picked = zip(*(coded[index] for index in turn), strict=True)
+        crops, latents, qualities = map(torch.cat, picked)
+        mse = (model.synthesis(latents, grid, qualities) - crops).square().mean((1, 2, 3))
         # the logarithm balances the qualities: each counts by its relative error
         loss = torch.log(mse + 1e-6).mean()
-        optimizer.param_groups[0]["lr"] = lr * (1 - progress)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        set_learning_rate(optimizers, lr * max(1 - progress(), 0))
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
-        if step % 50 == 0:
+        if step % 100 == 0:
             say(json.dumps({"polish": step, "log_mse": round(float(loss.detach()), 4)}))
     model.requires_grad_(False)
+
+
+def _coded_crops(
+    model: CodecModel, crops: Tensor, generator: torch.Generator
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Code crops (B, 3, H, W) at qualities spread over 0..100: (crop, latents, quality) of each."""
+    assert model.tables is not None
+    quantizer = Quantizer(model.config.lattice, model.tables)
+    strata = torch.arange(len(crops)) + torch.rand(len(crops), generator=generator)
+    qualities = (strata * (len(QUALITIES) / len(crops))).long().clamp(max=QUALITIES[-1]).tolist()
+    coded = []
+    for crop, quality in zip(crops, qualities, strict=True):
+        latents = _quantise(model, _batch(model, crop[None], quality), quantizer, _ignore)
+        coded.append((crop[None], latents, latents.new_full((1,), float(quality))))
+    return coded
 
 
 def _card(

@@ -6,15 +6,23 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvqcodec.entropy.base import FRACTION, NUM_BINS, SIGMAS
-from lvqcodec.entropy.msp import ACTIVITY_GAIN, ACTIVITY_SLOPE, BINS_PER_UNIT, channel_groups
+from lvqcodec.entropy.msp import (
+    ACTIVITY_GAIN,
+    ACTIVITY_SLOPE,
+    BINS_PER_UNIT,
+    ContextNetwork,
+    channel_groups,
+)
 from lvqcodec.entropy.order import coding_order
 from lvqcodec.integer import FRACTION_BITS
-from lvqcodec.model import CodecModel
+from lvqcodec.model import CodecModel, RateEstimator
 
 _ACTIVITY_SAMPLES = 4096
+_RIDGE = 0.02
+_FIT_QUALITY = 62.0
 _LOG_MIN, _LOG_SPAN = math.log(SIGMAS[0]), math.log(SIGMAS[1] / SIGMAS[0])
 
 
@@ -94,3 +102,76 @@ def _set_probabilities(model: CodecModel, crops: Tensor) -> None:
             biases = scale_biases(deviation) - activity_shares(seen[some] - predicted[some, None])
             for group, head in zip(groups, network.heads, strict=True):
                 head.bias.rows[:, group.stop - group.start :] = biases[:, group]
+
+
+@torch.no_grad()
+def fit_linear(model: CodecModel, crops: Tensor) -> None:
+    """Fit the linear predictors on crops (B, 3, H, W), by least squares on what all else leaves.
+
+    At one medium quality: what is right there suits the others, but for the gate, which learns.
+    """
+    fits = [_Fit(network) for network in _context_networks(model)]
+    grid = model.grid(*crops.shape[-2:])
+    for start in range(0, len(crops), 4):
+        some = crops[start : start + 4]
+        quality = some.new_full((len(some),), _FIT_QUALITY)
+        model.entropy.code(_FitCoder(model.analysis(some, quality), fits), *grid, quality)
+    for fit in fits:
+        fit.solve()
+
+
+def linear_is_fitted(model: CodecModel) -> bool:
+    """Return whether any linear predictor says anything yet."""
+    return any(bool(network.linear.weight.any()) for network in _context_networks(model))
+
+
+def _context_networks(model: CodecModel) -> list[ContextNetwork]:
+    return [network for networks in model.entropy.networks for network in networks]
+
+
+class _Fit:
+    """The normal equations of one network's linear predictor."""
+
+    def __init__(self, network: ContextNetwork) -> None:
+        self.weight = network.linear.weight
+        outputs, inputs = self.weight.shape
+        self.gram = self.weight.new_zeros(inputs, inputs, dtype=torch.float64)
+        self.cross = self.weight.new_zeros(inputs, outputs, dtype=torch.float64)
+        self.seen: Tensor | None = None
+        self.hook = network.linear.register_forward_hook(self._see)
+
+    def _see(self, _layer: nn.Module, inputs: tuple[Tensor, ...], _out: Tensor) -> None:
+        self.seen = inputs[0]
+
+    def add(self, left: Tensor) -> None:
+        """Take what is left (B, P, outputs) of the targets of the inputs just seen."""
+        assert self.seen is not None
+        inputs = self.seen.flatten(0, 1)
+        self.gram += (inputs.T @ inputs).double()
+        self.cross += (inputs.T @ left.flatten(0, 1)).double()
+        self.seen = None
+
+    def solve(self) -> None:
+        """Set the weights; a ridge keeps what the pictures say little about small."""
+        self.hook.remove()
+        ridge = torch.diag(_RIDGE * self.gram.diagonal() + 1e-6)
+        self.weight.copy_(torch.linalg.solve(self.gram + ridge, self.cross).T)
+
+
+class _FitCoder(RateEstimator):
+    """Rounds like its parent, and hands what predictions leave to the fits."""
+
+    def __init__(self, target: Tensor, fits: list[_Fit]) -> None:
+        super().__init__(target)
+        self._fits = fits
+        self._left: list[Tensor] = []
+
+    def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
+        """See `RateEstimator`."""
+        for fit in self._fits:
+            if fit.seen is not None:
+                self._left.append(self._target[:, positions, channels] - mean)
+                if channels.stop >= len(fit.weight):
+                    fit.add(torch.cat(self._left, 2)[:, :, : len(fit.weight)])
+                    self._left = []
+        return super().__call__(positions, channels, mean, scale)

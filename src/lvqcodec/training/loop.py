@@ -62,6 +62,7 @@ def train(
                 anew = trainer.load_weights(Path(recipe.start_from))
                 if anew and ranks.first:
                     say(f"not in {recipe.start_from}, begun anew: {', '.join(anew)}")
+            trainer.fit_linear(sampler)
         pictures = load_pictures([validation]) if validation is not None and ranks.first else []
         if ranks.first:
             say(f"{sampler.total_pixels / 1e6:.0f} megapixels on {ranks.count} x {where}")

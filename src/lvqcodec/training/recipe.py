@@ -34,12 +34,19 @@ class Stage:
     lr_end: float = 1e-4
     simulate: bool = False
     """Train the context networks with their integer arithmetic simulated."""
+    qualities: tuple[float, float] = (0.0, 100.0)
+    """The range of qualities trained for, evenly; both ends may be the same."""
 
     def __post_init__(self) -> None:
         wrong = sorted(set(self.train) - set(GROUPS))
         if wrong or not self.train:
             what = repr(wrong[0]) if wrong else "nothing"
             raise UsageError(f"stage {self.name!r} trains {what}; choose from {', '.join(GROUPS)}")
+        low, high = self.qualities
+        if not 0 <= low <= high <= 100:
+            raise UsageError(
+                f"stage {self.name!r}: qualities = [{low:g}, {high:g}] must rise within 0 to 100"
+            )
         for name in ("steps", "batch", "crop"):
             if getattr(self, name) < 1:
                 raise UsageError(

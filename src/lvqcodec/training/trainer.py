@@ -11,43 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from lvqcodec.errors import UsageError
-from lvqcodec.layers import QualityTable, channels_last
+from lvqcodec.layers import channels_last
 from lvqcodec.model import CodecModel
 from lvqcodec.training.checkpoint import read_checkpoint, read_weights, write_checkpoint
 from lvqcodec.training.data import CropSampler, to_device
 from lvqcodec.training.distortion import distortion, weight
-from lvqcodec.training.init import initialise
-from lvqcodec.training.muon import Muon
+from lvqcodec.training.init import fit_linear, initialise, linear_is_fitted
+from lvqcodec.training.optimizers import group_of, make_optimizers, set_learning_rate
 from lvqcodec.training.ranks import Ranks
 from lvqcodec.training.recipe import Recipe, Stage
 from lvqcodec.training.throughput import Meter
 from lvqcodec.training.transfer import adapt
 
 _BINS = 10
-_LR_SCALE = {"klt": 1 / 30, "tables": 5.0, "predictor": 0.3, "networks": 1.0, "matrices": 1.5}
-
-
-def group_of(name: str) -> str:
-    """Return the trained group (see `recipe.GROUPS`) of a parameter of CodecModel."""
-    if name.startswith("entropy."):
-        return "entropy"
-    if name.startswith("log_step."):
-        return "steps"
-    if ".klt." in name or ".inverse_klt." in name:
-        return "klt"
-    return "analysis" if ".analysis" in name else "synthesis"
-
-
-def _rate_class(name: str, model: nn.Module) -> str:
-    owner = model.get_submodule(name.rpartition(".")[0])
-    if ".klt." in name or ".inverse_klt." in name:
-        return "klt"
-    if isinstance(owner, QualityTable):
-        return "tables"
-    if "_pyramid." in name and name.endswith(".weight"):
-        return "matrices"
-    sums = (".predictor.", ".activity.")
-    return "predictor" if any(part in name for part in sums) else "networks"
 
 
 class Trainer:
@@ -95,27 +71,12 @@ class Trainer:
         return stages[self.stage_index] if self.stage_index < len(stages) else None
 
     def begin_stage(self, stage: Stage) -> None:
-        """Choose what is trained and build its optimisers.
-
-        Muon moves the matrices of the transform's networks: in a comparison from the same start, it
-        was after 100 steps where Adam was not after 150.
-        """
+        """Choose what is trained and build its optimisers."""
         for model in (self.model, self.average):
             model.entropy.set_mode("simulate" if stage.simulate else "float")
-        classes: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(group_of(name) in stage.train)
-            if parameter.requires_grad:
-                classes.setdefault(_rate_class(name, self.model), []).append(parameter)
-        groups = {c: {"params": p, "scale": _LR_SCALE[c]} for c, p in sorted(classes.items())}
-        matrices = groups.pop("matrices", None)
-        self.optimizers = [Muon([matrices], lr=stage.lr, momentum=0.95)] if matrices else []
-        if groups:
-            self.optimizers.append(
-                torch.optim.AdamW(
-                    groups.values(), lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
-                )
-            )
+        self.optimizers = make_optimizers(self.model, stage.lr)
 
     def train_step(self, sampler: CropSampler, stage: Stage) -> dict[str, Tensor]:
         """One step on a batch; return what to log, scalars on the device."""
@@ -124,7 +85,8 @@ class Trainer:
         crops = sampler.sample(stage.batch, stage.crop, self.generator, share)
         crops = crops.contiguous(memory_format=torch.channels_last)
         strata = torch.arange(stage.batch) + torch.rand(stage.batch, generator=self.generator)
-        qualities = to_device(strata * (100 / stage.batch), self.device)
+        low, high = stage.qualities
+        qualities = to_device(low + strata * ((high - low) / stage.batch), self.device)
         self.meter.mark("data")
         balanced, values = self._loss(stage, crops, qualities, share)
         self.meter.mark("forward")
@@ -174,9 +136,8 @@ class Trainer:
 
     def _update(self, stage: Stage, skipped: Tensor) -> None:
         """Move the weights and their average, unless skipped (1.0), as decided on the device."""
+        set_learning_rate(self.optimizers, self._learning_rate(stage))
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self._learning_rate(stage) * group["scale"]
             # what torch.amp.GradScaler sets as well: the fused kernel leaves everything as it is
             optimizer.found_inf = skipped  # type: ignore[attr-defined]
             optimizer.step()
@@ -232,6 +193,14 @@ class Trainer:
         self.model.load_state_dict(state)
         self.average.load_state_dict(state)
         return anew
+
+    def fit_linear(self, sampler: CropSampler) -> None:
+        """Fit the linear predictors of the probability model, if nobody has yet."""
+        if linear_is_fitted(self.model):
+            return
+        fit_linear(self.model, sampler.sample(self.recipe.init_crops, 256, self.generator))
+        self.ranks.copy_first(p.detach() for p in self.model.parameters())
+        self.average.load_state_dict(self.model.state_dict())
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint."""

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lvqcodec.config import TransformConfig
+from lvqcodec.errors import UsageError
 from lvqcodec.layers import QualityTable, ResidualBlock, module_list
 
 STRIDE = 8
@@ -172,6 +173,9 @@ class LappedTransform(nn.Module):
 
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
+        for pixels, _, _ in (*config.analysis, *config.synthesis):
+            if pixels < 1 or STRIDE % pixels:
+                raise UsageError(f"a level of {pixels} pixels does not divide blocks of {STRIDE}")
         latent = config.latent_channels
         self.register_buffer("prefilter", lapped_filter(STRIDE).float(), persistent=False)
         self.klt = Pointwise(_BLOCK, latent)
