@@ -55,8 +55,8 @@ files that were valid once stay so. New kinds of section need no new version.
 
 ## Stream version 1
 
-The picture, its last row and column repeated up to multiples of 16, has ceil(height / 16) x
-ceil(width / 16) latent positions of as many channels as the weights say. The integers are the
+The picture, its last row and column repeated up to multiples of 8, has ceil(height / 8) x
+ceil(width / 8) latent positions of as many channels as the weights say. The integers are the
 reconstructed latents in sixteenths of a step; their CRC-32 takes them position by position in
 raster order, channel by channel, each as a signed 32-bit number, least significant byte first.
 

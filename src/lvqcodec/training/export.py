@@ -38,7 +38,7 @@ from lvqcodec.weights import pack_parts, pack_weights
 _CROP = 256
 _FIT_CROPS = 202  # two for each quality
 _FIT_ROUNDS = 5  # the choice depends on the tables and the tables on the choice
-_ROUGH_ROUNDS, _ROUGH_SHARE = 3, 4  # the first ones go by a part of the crops
+_FULL_ROUNDS = 2  # the last ones; a quarter of the crops will do for those before
 
 
 def export(
@@ -86,7 +86,7 @@ def export(
         crops = sampler.sample(_FIT_CROPS, _CROP, generator)
         batches = _batches(model, crops)
         for index in range(_FIT_ROUNDS):
-            every = _ROUGH_SHARE if index < _ROUGH_ROUNDS else 1
+            every = 1 if index >= _FIT_ROUNDS - _FULL_ROUNDS else 4
             model.tables, bpp = _fit(model, batches[::every])
             say(f"tables {index + 1}/{_FIT_ROUNDS}: {bpp:.4f} bpp before this fit")
         if minutes:
