@@ -14,7 +14,7 @@ MINUTES ?=
 # for `make bench`
 MODELS ?= $(sort $(basename $(notdir $(wildcard models/*.toml))))
 CODECS ?= jpeg,webp,avif,heic,jxl
-QUALITIES ?= 5,15,25,35,45,55,66,80
+QUALITIES ?= 0,10,20,32,44,56,70,85
 ANCHORS ?=
 RESULTS := runs/bench
 comma := ,

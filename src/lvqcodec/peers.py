@@ -27,7 +27,7 @@ from lvqcodec.metrics import extra
 class Peer:
     """A codec by its Pillow name: options of `save`, and its qualities from small files to large.
 
-    `library` is what Pillow calls the library behind it, `plugin` the module that brings it.
+    `feature` is what Pillow calls the library behind it, `plugin` the module that brings it.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Peer:
     suffix: str
     qualities: tuple[int, ...]
     settings: dict[str, Any] = field(default_factory=dict)
-    library: str | None = None
+    feature: str | None = None
     plugin: str | None = None
 
     def prepare(self) -> None:
@@ -72,8 +72,8 @@ class Peer:
     def facts(self) -> dict[str, Any]:
         """What was asked for, and of which library, as plain JSON values."""
         facts = {"format": self.format, "settings": self.settings, "qualities": self.qualities}
-        version = features.version(self.library) if self.library else None
-        return {**facts, "library": f"{self.library} {version}"} if version else facts
+        version = features.version(self.feature) if self.feature else None
+        return {**facts, "library": f"{self.feature} {version}"} if version else facts
 
 
 PEERS = {
@@ -85,7 +85,7 @@ PEERS = {
             ".jpg",
             (1, 5, 10, 20, 40, 65, 80, 88),
             {"subsampling": "4:4:4", "optimize": True, "progressive": True},
-            library="libjpeg_turbo",
+            feature="libjpeg_turbo",
         ),
         Peer(
             "webp",
@@ -93,7 +93,7 @@ PEERS = {
             ".webp",
             (0, 5, 15, 30, 55, 75, 85, 91),
             {"method": 6},
-            library="webp",
+            feature="webp",
         ),
         Peer(
             "avif",
@@ -101,7 +101,7 @@ PEERS = {
             ".avif",
             (1, 8, 18, 30, 45, 60, 73, 84),
             {"subsampling": "4:4:4", "speed": 4},  # from 0, slowest, to 10; Pillow's default is 6
-            library="avif",
+            feature="avif",
         ),
         Peer(
             "heic",

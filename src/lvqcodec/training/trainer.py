@@ -180,9 +180,7 @@ class Trainer:
     def start_from_pictures(self, sampler: CropSampler) -> None:
         """Start from what the training pictures determine."""
         initialise(self.model, sampler.sample(self.recipe.init_crops, 256, self.generator))
-        # an eigenvector has no sign of its own, and two GPUs may differ
-        self.ranks.copy_first(p.detach() for p in self.model.parameters())
-        self.average.load_state_dict(self.model.state_dict())
+        self._agree()
 
     def load_weights(self, source: Path) -> list[str]:
         """Take the weights of another run or of an exported model; return what stays as it was.
@@ -199,6 +197,13 @@ class Trainer:
         if linear_is_fitted(self.model):
             return
         fit_linear(self.model, sampler.sample(self.recipe.init_crops, 256, self.generator))
+        self._agree()
+
+    def _agree(self) -> None:
+        """Give every process, and the average, the first one's weights.
+
+        An eigenvector has no sign of its own, and two GPUs may differ.
+        """
         self.ranks.copy_first(p.detach() for p in self.model.parameters())
         self.average.load_state_dict(self.model.state_dict())
 
