@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lvqcodec import codec, container, integer
-from lvqcodec.entropy.base import LATENT_LIMIT
+from lvqcodec.entropy.base import LATENT_LIMIT, MEAN_PARTS
 from lvqcodec.entropy.msp import WeightedSum
 from lvqcodec.errors import ModelMismatch
 from lvqcodec.integer import ACTIVATION_MAX, FRACTION_BITS, MAX_SUM, IntegerLinear, interpolate
@@ -175,7 +175,8 @@ class Tape:
 
 def latents(height, width, channels, spread, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.round(torch.randn(1, height * width, channels, generator=generator) * spread)
+    y = torch.randn(1, height * width, channels, generator=generator) * spread
+    return torch.round(y * MEAN_PARTS) / MEAN_PARTS
 
 
 def test_a_whole_walk_is_the_same_exact_and_simulated(new_model):
@@ -232,7 +233,8 @@ def test_no_sum_of_the_most_extreme_latents_reaches_the_bound(new_model, monkeyp
         tape = Tape(y)
         model.entropy.code(tape, 6, 5, at(BETWEEN))
         for mean, t in tape.steps:
-            assert torch.equal(mean, mean.round()) and mean.abs().max() < MAX_SUM / 2
+            parts = mean * MEAN_PARTS
+            assert torch.equal(parts, parts.round()) and parts.abs().max() < MAX_SUM / 2
             assert t.min() >= 0 and t.max() <= 16 * 63
     assert largest["sum"] < MAX_SUM
     assert largest["error"] == 2047, "the errors seen by the linear prediction"

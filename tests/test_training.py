@@ -530,7 +530,7 @@ def test_crops_of_one_quality_are_coded_together(new_model, photograph):
     model = new_model()
     model.entropy.freeze()
     model.tables = parametric_tables()
-    crops = np.stack([photograph(64, 96, seed=seed) for seed in range(2)])
+    crops = np.stack([photograph(128, 192, seed=seed) for seed in range(2)])
     crops = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
     for lattice, tolerance in (("z", 0), ("e8", 0.03)):
         quantizer = Quantizer(lattice, model.tables)

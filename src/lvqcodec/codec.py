@@ -29,7 +29,7 @@ from lvqcodec.container import (
     pack,
     unpack,
 )
-from lvqcodec.entropy.base import LatentCoder
+from lvqcodec.entropy.base import MEAN_PARTS, LatentCoder
 from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
 from lvqcodec.model import CodecModel, LatentQuantizer, nearest_bin
 from lvqcodec.quantizer import Quantizer
@@ -194,7 +194,7 @@ def decode(data: bytes, *, device: str = "auto") -> NDArray[np.uint8]:
 
 
 def decode_latents(header: Header, payload: bytes, loaded: LoadedModel) -> Tensor:
-    """Read the latents (1, h * w, C), integers in sixteenths of a step, and check their CRC.
+    """Read the latents (1, h * w, C), in sixteenths of a step, and check their CRC.
 
     Raises FormatError for a payload that is too short, StreamError if the integers are wrong.
     """
@@ -230,4 +230,5 @@ def _quality(header: Header, loaded: LoadedModel) -> Tensor:
 
 def _crc(y_hat: Tensor) -> int:
     """CRC-32 of the latents as little-endian 32-bit integers, position by position."""
-    return zlib.crc32(y_hat.cpu().to(torch.int32).numpy().astype("<i4").tobytes())
+    whole = (y_hat.cpu() * MEAN_PARTS).to(torch.int32)
+    return zlib.crc32(whole.numpy().astype("<i4").tobytes())

@@ -57,11 +57,11 @@ files that were valid once stay so. New kinds of section need no new version.
 
 The picture, its last row and column repeated up to multiples of 8, has ceil(height / 8) x
 ceil(width / 8) latent positions of as many channels as the weights say. The integers are the
-reconstructed latents in sixteenths of a step; their CRC-32 takes them position by position in
+reconstructed latents in 64ths of a step; their CRC-32 takes them position by position in
 raster order, channel by channel, each as a signed 32-bit number, least significant byte first.
 
 The weights fix everything else, as stored in their file: the order of the parallel steps and the
-integer networks that give each latent a mean (1/16 step) and a scale (1/16 bin, rounded to one of
+integer networks that give each latent a mean (1/64 step) and a scale (1/16 bin, rounded to one of
 64 bins, halves up) are those of `entropy/msp.py`; which latents form lattice vectors and in which
 order their symbols come is told in `quantizer.py`; rows, escapes and the words of the range coder
 in `coding/rangecoder.py`. A change to any of them that changes bits is a new stream version. The

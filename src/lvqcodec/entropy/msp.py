@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from lvqcodec.config import EntropyConfig
-from lvqcodec.entropy.base import FRACTION, LATENT_LIMIT, NUM_BINS, LatentCoder
+from lvqcodec.entropy.base import FRACTION, LATENT_LIMIT, MEAN_PARTS, NUM_BINS, LatentCoder
 from lvqcodec.entropy.order import coding_order, known_offsets, subgroup_places
 from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.integer import ACTIVATION_MAX, IntegerLinear, Mode
@@ -46,11 +46,11 @@ _ERROR_MAX = 2047  # what the linear prediction sees of an error
 _GATE_ONE = 128
 SCALE_MAX = FRACTION * (NUM_BINS - 1)
 
-# Mean corrections leave the network in 1/16 step per 2^-4, scales in 1/16 bin: one unit of the last
+# Mean corrections leave the network in 1/64 step per 2^-6, scales in 1/16 bin: one unit of the last
 # layer is one step, or eight bins, which keeps both in the range where networks learn well.
-_MEAN_BITS, _SCALE_BITS = 4, 7
+_MEAN_BITS, _SCALE_BITS = 6, 7
 BINS_PER_UNIT = 1 << (_SCALE_BITS - 4)
-_OUT_MAX = 4096
+_OUT_MAX = 16384
 
 ACTIVITY_SLOPE = 1.5
 """What a channel's activity weighs in its scale before training; 2.67 would be in proportion."""
@@ -175,7 +175,7 @@ class ContextNetwork(nn.Module):
         told = errors[..., :channels].clamp(-_ERROR_MAX, _ERROR_MAX).flatten(2)
         more = self.linear(told, quality) * self.gate(activity, quality) / _GATE_ONE
         if self.linear.mode != "float":
-            more = floor_ste(more + 0.5)
+            more = floor_ste(more * MEAN_PARTS + 0.5) / MEAN_PARTS
         return torch.cat([predicted[..., :channels] + more, predicted[..., channels:]], 2)
 
 
@@ -305,7 +305,7 @@ class MultiScaleProgressive(nn.Module):
         """Walk all steps of an h x w grid with `coder`; return the latents (B, h * w, C).
 
         quality: (B,) in 0..100 (in exact mode one integer quality for the batch). Latents are in
-        sixteenths of a step; in exact mode all values are integers.
+        sixteenths of a step; in exact mode all are multiples of 1 / MEAN_PARTS, scales integers.
         """
         device = quality.device
         carrier = quality.dtype
@@ -318,17 +318,17 @@ class MultiScaleProgressive(nn.Module):
         mean, scale = self.prior(nothing, quality).chunk(2, dim=2)
         # the factorised prior is one parallel step, whatever the channel groups
         y[:, order.coarsest] = coder(
-            order.coarsest, slice(0, self.channels), mean, scale.clamp(0, SCALE_MAX)
+            order.coarsest, slice(0, self.channels), mean / MEAN_PARTS, scale.clamp(0, SCALE_MAX)
         )
 
         for depth, scale_order in enumerate(order.scales):
             which = 0 if depth == len(order.scales) - 1 else len(self.trunks) - 1
-            seen = self._clip(y.index_select(1, scale_order.coarse))
+            seen = self._known(y.index_select(1, scale_order.coarse))
             features = self.trunks[which](self.compand(seen), scale_order.windows, quality)
             for subgroup, network in zip(scale_order.subgroups, self.networks[which], strict=True):
                 if subgroup.positions.shape[0] == 0:
                     continue
-                neighbours = self._clip(_gather(y, subgroup.neighbours))
+                neighbours = self._known(_gather(y, subgroup.neighbours))
                 predicted = network.predictor(neighbours)
                 errors = neighbours - predicted[:, :, None]
                 around = self.compand(errors).flatten(2)
@@ -347,10 +347,10 @@ class MultiScaleProgressive(nn.Module):
                         state, more = self._hear_seeds(network, index - 1, seeds, hidden, quality)
                         own = own + more
                     mean, scale = network.heads[index](state, quality).chunk(2, dim=2)
-                    mean = predicted[:, :, group] + mean
+                    mean = predicted[:, :, group] + mean / MEAN_PARTS
                     scale = (own + scale).clamp(0, SCALE_MAX)
                     coded = coder(subgroup.positions, group, mean, scale)
-                    surprises.append(self._clip(coded - mean))
+                    surprises.append(self._known(coded - mean))
                     y[:, subgroup.positions, group] = coded
         return y[:, :-1]
 
@@ -363,6 +363,10 @@ class MultiScaleProgressive(nn.Module):
         state = network.seed_blocks[seeds](state, state, quality)
         activity = self.compand(errors.abs() * ACTIVITY_GAIN)
         return state, network.seed_scales[seeds](activity, quality)
+
+    def _known(self, y: Tensor) -> Tensor:
+        """What the networks see of latents: whole sixteenths within LATENT_LIMIT."""
+        return self._clip(y if self.mode == "float" else floor_ste(y + 0.5))
 
     def _clip(self, y: Tensor) -> Tensor:
         return y.clamp(-LATENT_LIMIT, LATENT_LIMIT)
