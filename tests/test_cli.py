@@ -374,7 +374,7 @@ def test_trouble_half_way_is_one_line(
     def fail(*args: object, **kwargs: object) -> bytes:
         raise error
 
-    monkeypatch.setattr(codec, "encode", fail)
+    monkeypatch.setattr(codec, "encode_image", fail)
     result = lvq("encode", png)
     assert result.exit_code == code
     complaint(result)
@@ -385,7 +385,7 @@ def test_a_bug_is_not_hidden(png: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*args: object, **kwargs: object) -> bytes:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(codec, "encode", fail)
+    monkeypatch.setattr(codec, "encode_image", fail)
     with pytest.raises(RuntimeError, match="shapes differ"):
         lvq("encode", png)
 

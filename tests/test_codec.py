@@ -13,7 +13,7 @@ import torch
 from conftest import install
 
 import lvqcodec
-from lvqcodec import codec
+from lvqcodec import stream
 from lvqcodec.codec import decode, encode, estimate_bits, load_model
 from lvqcodec.container import SECTION_LATENTS, Section, pack, read_header, unpack
 from lvqcodec.errors import (
@@ -77,8 +77,8 @@ def test_both_lattices_code_and_e8_is_the_better_one(tiny, photograph):
         data = encode(picture, model=tiny, quality=100, lattice=lattice)
         loaded = load_model(tiny)
         header, sections = unpack(data)
-        y_hat = codec.decode_latents(header, sections[SECTION_LATENTS], loaded)
-        *_, target = codec._prepare(picture, loaded, 100, lattice, "cpu")
+        y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
+        target = stream.analyse(picture, loaded, 100, lattice).target
         points[lattice] = len(data), float((y_hat - target).square().mean())
     # bytes and error of latents; 6.02 dB a bit and latent
     assert points["z"] != points["e8"]
@@ -245,7 +245,7 @@ def test_a_model_in_two_files_codes_as_in_one(
     assert read_header(whole).model != read_header(split).model
     assert unpack(whole)[1] == unpack(split)[1]
     assert np.array_equal(decode(whole), decode(split))
-    codec._load.cache_clear()
+    stream.load_card.cache_clear()
     (tmp_path / "photo.safetensors").unlink()
     with pytest.raises(ModelNotFound, match=r"photo.safetensors: No such file.*'split' needs it"):
         decode(split)
@@ -274,7 +274,7 @@ def test_damaged_weights_are_refused(models_folder, photograph, tmp_path, monkey
 
 
 def test_models_are_kept_in_memory_and_serve_gradients(tiny, sample):
-    codec._load.cache_clear()
+    stream.load_card.cache_clear()
     decode(sample[1])  # loads the model in inference mode
     loaded = load_model(tiny)
     assert loaded is load_model(tiny)
@@ -285,7 +285,7 @@ def test_models_are_kept_in_memory_and_serve_gradients(tiny, sample):
 
 def test_a_model_in_training_cannot_code(tiny_config):
     with pytest.raises(UsageError, match="export"):
-        codec.LoadedModel(CodecModel(tiny_config), bytes(32), torch.device("cpu"))
+        stream.LoadedModel(CodecModel(tiny_config), bytes(32), torch.device("cpu"))
 
 
 # misuse
@@ -324,9 +324,15 @@ def test_what_is_no_picture_is_refused(tiny, image):
         ({"quality": 101}, "quality 101"),
         ({"quality": 49.5}, "quality 49.5"),
         ({"quality": "50"}, "quality '50'"),
-        ({"quality": None}, "quality None"),
-        ({"effort": 1}, "effort 1"),
+        ({"effort": 10}, "effort 10"),
         ({"effort": -1}, "effort -1"),
+        ({"max_seconds": 0}, "max_seconds = 0"),
+        ({"max_seconds": float("nan")}, "max_seconds = nan"),
+        ({"target_bytes": 0}, "target_bytes = 0"),
+        ({"target_psnr": -1.0}, "target_psnr = -1"),
+        ({"target_psnr": float("inf")}, "target_psnr = inf"),
+        ({"quality": 50, "target_bytes": 500}, "quality and target_bytes exclude"),
+        ({"target_psnr": 30, "target_bytes": 500}, "exclude each other"),
         ({"lattice": "e7"}, "unknown lattice 'e7'"),
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"device": ""}, "unknown device ''"),

@@ -25,11 +25,16 @@ def fake_load_model(name: str, *, device: str) -> str:
     return f"weights of {name} on {device}"
 
 
-def fake_encode(image: Any, *, model: Any, quality: int, lattice: str | None, device: str) -> bytes:
-    """The picture itself behind its size and its error; E8 files are 10 % smaller."""
+def fake_encode(
+    image: Any, *, model: Any, quality: int, lattice: str | None, effort: int, device: str
+) -> bytes:
+    """The picture itself behind its size and its error.
+
+    E8 files are 10 % smaller, every effort takes off 1 % more.
+    """
     CALLS.append((model, quality, lattice, device))
     error = 11 - quality // 10
-    size = (2700 if lattice == "e8" else 3000) * 2 ** (quality // 10)
+    size = (2700 if lattice == "e8" else 3000) * 2 ** (quality // 10) * (100 - effort) // 100
     head = bytes([*image.shape[:2], image.ndim, error])
     samples = image.tobytes()
     return (head + samples).ljust(size, b"\0")
@@ -176,7 +181,15 @@ def test_plot(folder: Path, anchors: Path, tmp_path: Path, lattice: str | None) 
 def test_models_and_lattices_make_a_curve_each(folder: Path) -> None:
     report = evaluate.evaluate(folder, qualities=[10, 50], model="a, b", lattice="z,e8")
     assert list(report.curves) == ["a z", "a e8", "b z", "b e8"]
-    assert report.curves["b e8"] == {"model": "b", "lattice": "e8"}
+    assert report.curves["b e8"] == {"model": "b", "lattice": "e8", "effort": 0}
+
+
+def test_every_effort_has_a_curve(folder: Path) -> None:
+    report = evaluate.evaluate(folder, qualities=[10, 30, 50], lattice="e8", efforts=[0, 5])
+    assert list(report.curves) == ["normal e8", "normal e8 effort 5"]
+    rates = {(rate.curve, rate.anchor): rate.percent for rate in report.bd_rates}
+    assert rates["normal e8 effort 5", "normal e8"] == pytest.approx(-5, abs=0.1)
+    assert "--efforts 0,5" in report.command
     assert {call[0] for call in CALLS} == {"weights of a on auto", "weights of b on auto"}
     pairs = {(rate.curve, rate.anchor): rate.percent for rate in report.bd_rates}
     assert len(pairs) == 4 * 3

@@ -23,7 +23,7 @@ FLOORS = (
     ("lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
     ("model", "weights", "overfit"),
-    ("codec", "tiling", "ratecontrol", "training", "training.*"),
+    ("codec", "stream", "effort", "ratecontrol", "training", "training.*"),
     ("evaluate", "report", "plotting", "batch", "plugin"),
     ("cli",),
     ("__main__",),
@@ -32,7 +32,8 @@ FLOORS = (
 APART = (
     ("transforms", "quantizer", "entropy"),
     ("codec", "training"),
-    ("tiling", "training"),
+    ("stream", "training"),
+    ("effort", "training"),
     ("ratecontrol", "training"),
 )
 # who may import a third-party package, at most

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from lvqcodec import codec, container, integer
+from lvqcodec import codec, container, integer, stream
 from lvqcodec.entropy.base import LATENT_LIMIT, MEAN_PARTS
 from lvqcodec.entropy.msp import WeightedSum
 from lvqcodec.errors import ModelMismatch
@@ -281,7 +281,7 @@ def without_onednn():
 @contextlib.contextmanager
 def double_carrier():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "_quality", lambda header, loaded: at(header.quality, torch.float64))
+        patch.setattr(stream, "_quality", lambda header, loaded: at(header.quality, torch.float64))
         yield
 
 
@@ -329,11 +329,11 @@ def files(models_folder, photograph):
         written.append(y_hat.clone())
         return checksum(y_hat)
 
-    checksum = codec._crc
+    checksum = stream._crc
     pictures = photograph(250, 334), photograph(97, 130, channels=1, seed=2)
     with pytest.MonkeyPatch.context() as patch, threads(2):
         patch.setenv("LVQ_MODEL_PATH", str(models_folder))
-        patch.setattr(codec, "_crc", spy)
+        patch.setattr(stream, "_crc", spy)
         data = [
             codec.encode(picture, model="tiny", quality=quality, lattice=lattice)
             for picture in pictures
@@ -349,7 +349,7 @@ def test_files_decode_to_the_same_integers_on_every_machine(tiny, files, machine
         header, sections = container.unpack(data)
         with MACHINES[machine]():
             # raises StreamError if the CRC of the integers is not the one in the file
-            found = codec.decode_latents(header, sections[container.SECTION_LATENTS], loaded)
+            found = stream.read(header, sections[container.SECTION_LATENTS], loaded)
         assert torch.equal(found.double(), written.double())
     assert max(len(data) for data, _ in files) > 1000
 
@@ -360,7 +360,7 @@ def test_files_written_on_every_machine_decode(tiny, photograph, machine):
         data = codec.encode(photograph(97, 130, channels=1, seed=2), model=tiny, quality=NODE)
     header, sections = container.unpack(data)
     loaded = codec.load_model(tiny, device="cpu")
-    codec.decode_latents(header, sections[container.SECTION_LATENTS], loaded)
+    stream.read(header, sections[container.SECTION_LATENTS], loaded)
 
 
 def test_inexact_arithmetic_would_be_noticed(tiny, files, monkeypatch):
@@ -373,7 +373,7 @@ def test_inexact_arithmetic_would_be_noticed(tiny, files, monkeypatch):
         lambda x, weight: x.bfloat16().float() @ weight.bfloat16().float().T,
     )
     with pytest.raises(container.FormatError):
-        codec.decode_latents(header, sections[container.SECTION_LATENTS], loaded)
+        stream.read(header, sections[container.SECTION_LATENTS], loaded)
 
 
 @pytest.mark.gpu
@@ -382,5 +382,5 @@ def test_files_decode_to_the_same_integers_on_a_gpu(tiny, files):
     loaded = codec.load_model(tiny, device="cuda")
     for data, written in files:
         header, sections = container.unpack(data)
-        found = codec.decode_latents(header, sections[container.SECTION_LATENTS], loaded)
+        found = stream.read(header, sections[container.SECTION_LATENTS], loaded)
         assert torch.equal(found.cpu(), written)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from skimage import data as bundled
 
-from lvqcodec import codec
+from lvqcodec import codec, stream
 from lvqcodec.catalog import DEFAULT_MODEL, list_models
 from lvqcodec.container import SECTION_LATENTS, unpack
 from lvqcodec.metrics import psnr
@@ -82,7 +82,7 @@ def test_integers_do_not_hang_on_the_machine(model, photograph):
 
     def latents():
         with torch.inference_mode():
-            return codec.decode_latents(header, sections[SECTION_LATENTS], model)
+            return stream.read(header, sections[SECTION_LATENTS], model)
 
     wanted = latents()
     try:

@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -163,6 +163,21 @@ def main() -> None:
     """
 
 
+def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes; k and M stand for a thousand and a million."""
+    if value is None:
+        return None
+    factor = {"k": 1000, "K": 1000, "M": 1_000_000}.get(value[-1:], 1)
+    digits = value if factor == 1 else value[:-1]
+    try:
+        size = float(digits) * factor
+    except ValueError:
+        size = math.nan
+    if not 1 <= size < math.inf:
+        raise click.BadParameter(f"{value!r} is no size like 20000, 20k or 1.5M")
+    return int(size)
+
+
 @main.command()
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="[OUT]", required=False)
@@ -170,19 +185,52 @@ def main() -> None:
     "-q",
     "--quality",
     type=click.IntRange(0, 100),
-    default=50,
-    show_default=True,
-    help="Rate point: more is better and larger.",
+    help="Rate point: more is better and larger.  [default: 50]",
+)
+@click.option(
+    "--target-size",
+    callback=_parse_size,
+    metavar="BYTES",
+    help="The best file of at most so many bytes (20000, 20k, 1.5M), instead of a quality.",
+)
+@click.option(
+    "--target-bpp",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="BPP",
+    help="The same, in bits a pixel.",
+)
+@click.option(
+    "--target-psnr",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="DB",
+    help="The smallest file of at least so many dB, instead of a quality.",
+)
+@click.option(
+    "-e",
+    "--effort",
+    type=click.IntRange(0, 9),
+    help="How long to search for a smaller file, 0 (not at all) to 9.  [default: 0]",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Write the best file found in this time; the effort is 9 then unless given.",
 )
 @_model
 @_lattice
 @_device
 @_threads
-@click.option("--psnr", is_flag=True, help="Decode again and report the PSNR over all samples.")
+@click.option("--psnr", is_flag=True, help="Report the PSNR over all samples.")
 def encode(
     source: str,
     out: str | None,
-    quality: int,
+    quality: int | None,
+    target_size: int | None,
+    target_bpp: float | None,
+    target_psnr: float | None,
+    effort: int | None,
+    max_seconds: float | None,
     model: str,
     lattice: str | None,
     device: str,
@@ -194,23 +242,64 @@ def encode(
     OUT defaults to IN with the suffix .lvq and replaces a file of that name. `-` is stdin or
     stdout. PNG, JPEG, WebP, AVIF, BMP, PPM and TIFF are read. One summary line goes to stderr.
     """
+    rates = {
+        "--quality": quality,
+        "--target-size": target_size,
+        "--target-bpp": target_bpp,
+        "--target-psnr": target_psnr,
+    }
+    given = [name for name, value in rates.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
     out = _output(source, out, ".lvq")
     from lvqcodec import imageio
 
     image = imageio.load(sys.stdin.buffer if source == "-" else source)
+    height, width = image.shape[:2]
+    if target_bpp is not None:
+        target_size = max(int(target_bpp * height * width / 8), 1)
     _set_up_torch(device, threads)
     from lvqcodec import codec
 
     start = time.perf_counter()
-    data = codec.encode(image, model=model, quality=quality, lattice=lattice, device=device)
+    found = codec.encode_image(
+        image,
+        model=model,
+        quality=quality,
+        target_bytes=target_size,
+        target_psnr=target_psnr,
+        lattice=lattice,
+        effort=effort,
+        max_seconds=max_seconds,
+        device=device,
+        report=_meter() if sys.stderr.isatty() else None,
+    )
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)  # what the meter showed last
     seconds = time.perf_counter() - start
-    facts = _size(len(data), image.shape[1], image.shape[0])
-    if psnr:
-        from lvqcodec import metrics
+    facts = _size(len(found.data), width, height)
+    if psnr or found.psnr is not None:
+        decibels = found.psnr
+        if decibels is None:
+            from lvqcodec import metrics
 
-        facts.append(f"{metrics.psnr(image, codec.decode(data, device=device)):.2f} dB")
-    _write(out, data)
+            decibels = metrics.psnr(image, codec.decode(found.data, device=device))
+        facts.append(f"{decibels:.2f} dB")
+    _write(out, found.data)
     _summary(source, out, [*facts, f"{seconds:.2f} s"])
+
+
+def _meter() -> Callable[[Any], None]:
+    """Show on the terminal how a search goes (`effort.Progress`), and when it will be over."""
+    start = time.monotonic()
+
+    def show(progress: Any) -> None:
+        left = (time.monotonic() - start) * (1 / max(progress.done, 1e-3) - 1)
+        text = f"{progress.done:4.0%}  {progress.bpp:.4f} bpp  {progress.psnr:.2f} dB"
+        # ends with the line wiped, so that what follows is not mixed with it
+        click.echo(f"\r\033[K{text}  {left:.0f} s left", nl=False, err=True)
+
+    return show
 
 
 @main.command()
@@ -436,14 +525,19 @@ def export(
     export(run_dir, name=name, share=share, out=out, data=data, minutes=minutes, device=device)
 
 
-def _parse_qualities(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
-    try:
-        qualities = sorted({int(item) for item in value.split(",")})
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of numbers like 10,30,50") from None
-    if not 0 <= qualities[0] <= qualities[-1] <= 100:
-        raise click.BadParameter(f"{value!r} goes beyond 0..100")
-    return qualities
+def _numbers(lowest: int, highest: int) -> Callable[..., list[int]]:
+    """Return a callback for options like 10,30,50."""
+
+    def parse(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
+        try:
+            numbers = sorted({int(item) for item in value.split(",")})
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is no list of numbers like 10,30,50") from None
+        if not lowest <= numbers[0] <= numbers[-1] <= highest:
+            raise click.BadParameter(f"{value!r} goes beyond {lowest}..{highest}")
+        return numbers
+
+    return parse
 
 
 @main.command("eval")
@@ -452,7 +546,7 @@ def _parse_qualities(ctx: click.Context, param: click.Parameter, value: str) -> 
     "--qualities",
     default="10,30,50,70,90",
     show_default=True,
-    callback=_parse_qualities,
+    callback=_numbers(0, 100),
     metavar="Q,...",
     help="Rate points to measure, each 0..100.",
 )
@@ -468,6 +562,14 @@ def _parse_qualities(ctx: click.Context, param: click.Parameter, value: str) -> 
     "--lattice",
     metavar="NAME,...",
     help="One or more of z, e8: a curve each.  [default: as encode]",
+)
+@click.option(
+    "--efforts",
+    default="0",
+    show_default=True,
+    callback=_numbers(0, 9),
+    metavar="N,...",
+    help="One or more of 0..9: a curve each.",
 )
 @click.option(
     "--codecs",
@@ -494,6 +596,7 @@ def evaluate(
     qualities: list[int],
     model: str,
     lattice: str | None,
+    efforts: list[int],
     codecs: str | None,
     device: str,
     threads: int | None,
@@ -523,6 +626,7 @@ def evaluate(
         qualities=qualities,
         model=model,
         lattice=lattice,
+        efforts=efforts,
         device=device,
         anchors=anchors,
         limit=limit,

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,14 @@ class Ours:
     lattice: str | None
     device: str
     qualities: tuple[int, ...]
+    effort: int = 0
     suffix = ".lvq"
 
     @property
     def name(self) -> str:
         """What its curve is called."""
-        return f"{self.model} {self.lattice}" if self.lattice else self.model
+        effort = f"effort {self.effort}" if self.effort else None
+        return " ".join(part for part in (self.model, self.lattice, effort) if part)
 
     @cached_property
     def weights(self) -> codec.LoadedModel:
@@ -84,7 +86,12 @@ class Ours:
     def encode(self, image: NDArray[np.uint8], quality: int) -> bytes:
         """The bytes of a file."""
         return codec.encode(
-            image, model=self.weights, quality=quality, lattice=self.lattice, device=self.device
+            image,
+            model=self.weights,
+            quality=quality,
+            lattice=self.lattice,
+            effort=self.effort,
+            device=self.device,
         )
 
     def decode(self, data: bytes, grey: bool) -> NDArray[np.uint8]:
@@ -93,7 +100,7 @@ class Ours:
 
     def facts(self) -> dict[str, Any]:
         """What was measured, as plain JSON values."""
-        return {"model": self.model, "lattice": self.lattice}
+        return {"model": self.model, "lattice": self.lattice, "effort": self.effort}
 
 
 def evaluate(
@@ -102,6 +109,7 @@ def evaluate(
     qualities: Sequence[int],
     model: str = DEFAULT_MODEL,
     lattice: str | None = None,
+    efforts: Sequence[int] = (0,),
     device: str = "auto",
     anchors: str | os.PathLike[str] | None = None,
     limit: int | None = None,
@@ -111,7 +119,8 @@ def evaluate(
 ) -> Report:
     """Code every picture of `folder` at every quality (0..100) and report what that took.
 
-    `model` and `lattice` may name several ("z,e8"): one curve for each model on each lattice.
+    `model` and `lattice` may name several ("z,e8"): one curve for each model on each lattice, with
+    each of `efforts` (0..9).
     `codecs` names some of `peers.PEERS`, measured on the same pictures at qualities of their own.
     `anchors` is a JSON file {"NAME": {"bpp": [...], "psnr": [...], "ms_ssim": [...]}, ...} of other
     codecs' means over the same pictures ("ms_ssim" may be missing). BD-rates are of every curve
@@ -129,7 +138,10 @@ def evaluate(
         raise UsageError(f"no model in {model!r}: name one that `lvq models` lists")
     for package in ("pytorch_msssim", "bjontegaard"):
         metrics.extra(package)  # a missing one shows now, not after an hour of coding
-    coders: list[Ours | Peer] = [Ours(m, name, device, levels) for m in models for name in lattices]
+    coders: list[Ours | Peer] = [
+        Ours(name, on, device, levels, effort)
+        for name, on, effort in product(models, lattices, efforts)
+    ]
     coders += find_peers(_names(codecs))
     others = _read_anchors(Path(anchors), [coder.name for coder in coders]) if anchors else {}
     for coder in coders:
@@ -151,6 +163,7 @@ def evaluate(
         "qualities": ",".join(map(str, levels)),
         "model": model,
         "lattice": lattice,
+        "efforts": ",".join(map(str, efforts)) if any(efforts) else None,
         "device": device,
         "anchors": anchors,
         "limit": limit,

@@ -8,7 +8,8 @@ the sum of |w| and the largest activation, so the result is the same on every ma
 number of threads and on every device. Requantisation is a floor after a division by a power of two.
 
 The same layer trains in float (`mode = "float"`), trains with the integer arithmetic simulated and
-straight-through gradients (`"simulate"`), and runs frozen (`"exact"`).
+straight-through gradients (`"simulate"`), and runs frozen (`"exact"`), where the gradients of its
+inputs pass straight through as well.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class IntegerLinear(nn.Module):
                 f"an integer layer may reach {self.bound()}, not below 2^24; export it again"
             )
         self.mode = "exact"
-        # the float twin of the integers: what gradients see when latents are optimised
+        # the float twin of the integers
         scale = torch.exp2(self.exponent)
         self.weight = nn.Parameter(self.weight_int / scale[:, None], requires_grad=False)
         rows = self.bias_int.float() / (scale * 2.0**FRACTION_BITS)
@@ -180,7 +181,7 @@ class IntegerLinear(nn.Module):
     def _exact(self, x: Tensor, quality: int) -> Tensor:
         bias = interpolate(self.bias_int, quality).to(x.dtype)
         total = exact_linear(x, self.weight_int.to(x.dtype)) + (bias + self._half)
-        return torch.floor(total * self._unit).clamp(self.low, self.high)
+        return floor_ste(total * self._unit).clamp(self.low, self.high)
 
 
 def interpolate(nodes: Tensor, quality: int) -> Tensor:

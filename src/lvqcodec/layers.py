@@ -25,14 +25,23 @@ def channels_last(model: N) -> N:
     return model
 
 
+def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
+    """Return `value` with the gradient of `smooth` (Bengio et al., 2013).
+
+    Exact where value = 0 or value / 2 <= smooth <= 2 value (Sterbenz, 1974), so for whole values
+    that `smooth` rounds to, up or down.
+    """
+    return smooth + (value - smooth).detach() if smooth.requires_grad else value
+
+
 def round_ste(x: Tensor) -> Tensor:
-    """Round to the nearest integer; the gradient passes straight through (Bengio et al., 2013)."""
-    return x + (torch.round(x) - x).detach()
+    """Round to the nearest integer; the gradient passes straight through."""
+    return straight_through(torch.round(x), x)
 
 
 def floor_ste(x: Tensor) -> Tensor:
     """Round down; the gradient passes straight through."""
-    return x + (torch.floor(x) - x).detach()
+    return straight_through(torch.floor(x), x)
 
 
 class QualityTable(nn.Module):

@@ -45,7 +45,11 @@ def mse(a: Picture, b: Picture) -> float:
 
 def psnr(a: Picture, b: Picture) -> float:
     """10 log10(255^2 / MSE) in dB, MSE over all channels together; inf for identical pictures."""
-    error = mse(a, b)
+    return psnr_of_mse(mse(a, b))
+
+
+def psnr_of_mse(error: float) -> float:
+    """PSNR in dB of a mean squared error in squared steps of 1/255; inf for 0."""
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 

@@ -140,22 +140,32 @@ Sink = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class LatentQuantizer:
-    """A coder that quantises `target` (B, h * w, C) to the lattice, in exact mode, for a `sink`."""
+    """A coder that quantises `target` (B, h * w, C) to the lattice, in exact mode, for a `sink`.
+
+    `rdo_lambda` (C,), in squared steps a bit, takes the place of the quantizer's own.
+    """
 
     def __init__(
         self,
         target: Tensor,
         quantizer: Quantizer,
         sink: Sink,
+        rdo_lambda: Tensor | None = None,
     ) -> None:
-        self._target, self._quantizer, self._sink = target, quantizer, sink
+        self._target = target
+        self._quantizer = quantizer
+        self._sink = sink
+        self._rdo_lambda = rdo_lambda
 
     def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
         """See `entropy.base.LatentCoder`."""
         bins = nearest_bin(scale).flatten()
-        residual = ((self._target[:, positions, channels] - mean) / FRACTION).flatten()
-        j = self._quantizer.choose(residual, bins)
-        self._sink(j, bins, residual)
+        residual = (self._target[:, positions, channels] - mean) / FRACTION
+        weights = None
+        if self._rdo_lambda is not None:
+            weights = self._rdo_lambda[channels].expand(residual.shape).flatten()
+        j = self._quantizer.choose(residual.flatten(), bins, weights)
+        self._sink(j, bins, residual.flatten())
         return mean + self._quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)
 
 

@@ -57,17 +57,32 @@ class Quantizer:
         self.rdo_lambda = rdo_lambda
 
     @torch.no_grad()
-    def choose(self, x: Tensor, bins: Tensor) -> Tensor:
+    def choose(self, x: Tensor, bins: Tensor, rdo_lambda: Tensor | None = None) -> Tensor:
         """Coordinates j (M,) int32 in half units for residuals x (M,) in steps, bins (M,).
 
-        Minimises squared error of the reconstruction + rdo_lambda * bits.
+        Minimises squared error of the reconstruction + rdo_lambda * bits, where rdo_lambda is that
+        of the quantizer or one (M,) for each latent.
         """
         x = x.float().clamp(-LIMIT, LIMIT)
+        if rdo_lambda is None:
+            if self.rdo_lambda == 0:
+                return self._nearest(x, bins)
+            rdo_lambda = torch.full_like(x, self.rdo_lambda)
         vectors, scalars = self._split(bins)
         j = torch.empty(len(x), dtype=torch.int32, device=x.device)
-        j[scalars] = self._choose_scalars(x[scalars], bins[scalars])
+        parts = x[scalars], bins[scalars], rdo_lambda[scalars]
+        j[scalars] = self._choose_scalars(*parts)
         if isinstance(self.lattice, E8):
-            j[vectors] = self._choose_vectors(self.lattice, x[vectors], bins[vectors])
+            parts = x[vectors], bins[vectors], rdo_lambda[vectors]
+            j[vectors] = self._choose_vectors(self.lattice, *parts)
+        return j
+
+    def _nearest(self, x: Tensor, bins: Tensor) -> Tensor:
+        """The points next to x, whatever they cost."""
+        j = 2 * x.round().int()
+        if isinstance(self.lattice, E8):
+            vectors = self._split(bins)[0]
+            j[vectors] = (2 * self.lattice.nearest(x[vectors])).int()
         return j
 
     @torch.no_grad()
@@ -144,39 +159,35 @@ class Quantizer:
         size = np.minimum(np.arange(EDGE + 1), NUM_CENTROIDS - 1)
         return torch.tensor(self.tables.centroids[:, :, size], dtype=torch.int32)
 
-    def _loss(self, kind: int, j: Tensor, x: Tensor, bins: Tensor) -> Tensor:
-        """Squared error + rdo_lambda * bits of j, x and bins broadcast to it."""
+    def _loss(self, kind: int, j: Tensor, x: Tensor, bins: Tensor, rdo_lambda: Tensor) -> Tensor:
+        """Squared error + rdo_lambda * bits of j, the others broadcast to it."""
         cells = _cells(kind, bins, j)
         bits, offset = (table.to(j.device).take(cells) for table in (self._costs, self._offsets))
         error = j / 2 - x - j.sign() * offset / FRACTION
-        return error.square_().add_(bits, alpha=self.rdo_lambda)
+        return error.square_().addcmul_(bits, rdo_lambda)
 
-    def _choose_scalars(self, x: Tensor, bins: Tensor) -> Tensor:
+    def _choose_scalars(self, x: Tensor, bins: Tensor, rdo_lambda: Tensor) -> Tensor:
         """Pick the cheapest of the nearest integer, the next one towards zero, and zero."""
         j = 2 * x.round().int()
-        if self.rdo_lambda == 0:
-            return j
         active = j.nonzero().squeeze(-1)  # mostly few
-        x, bins, best = x[active], bins[active], j[active]
-        least = self._loss(_SCALAR, best, x, bins)
+        facts, best = (x[active], bins[active], rdo_lambda[active]), j[active]
+        least = self._loss(_SCALAR, best, *facts)
         for other in (best - 2 * best.sign(), torch.zeros_like(best)):
-            loss = self._loss(_SCALAR, other, x, bins)
+            loss = self._loss(_SCALAR, other, *facts)
             best, least = torch.where(loss < least, other, best), torch.minimum(loss, least)
         j[active] = best
         return j
 
-    def _choose_vectors(self, lattice: E8, x: Tensor, bins: Tensor) -> Tensor:
+    def _choose_vectors(self, lattice: E8, x: Tensor, bins: Tensor, rdo_lambda: Tensor) -> Tensor:
         """Pick the cheapest points of E8 for x (V, 8), as j.
 
         Exact but for one limit: of each residue class mod 4 only the two values around x compete.
         The next ones are 4 squared steps worse, or 35 bits at the default rdo_lambda.
         """
-        if self.rdo_lambda == 0:
-            return (2 * lattice.nearest(x)).int()
-        x, bins = x[..., None], bins[..., None]
+        facts = x[..., None], bins[..., None], rdo_lambda[..., None]
         residues = torch.arange(4, device=x.device)
-        low = (((2 * x - residues) / 4).floor_() * 4 + residues).int()
-        below, above = (self._loss(_LATTICE, j, x, bins) for j in (low, low + 4))
+        low = (((2 * facts[0] - residues) / 4).floor_() * 4 + residues).int()
+        below, above = (self._loss(_LATTICE, j, *facts) for j in (low, low + 4))
         pick = lattice.choose(torch.minimum(below, above))[..., None]
         upper = (above < below).gather(-1, pick)
         return (low.gather(-1, pick) + 4 * upper.int()).squeeze(-1)

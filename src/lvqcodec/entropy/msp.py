@@ -24,6 +24,7 @@ is not decoded yet cannot be read, because no index points to it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import accumulate, pairwise
 
@@ -35,7 +36,7 @@ from lvqcodec.entropy.base import FRACTION, LATENT_LIMIT, MEAN_PARTS, NUM_BINS, 
 from lvqcodec.entropy.order import coding_order, known_offsets, subgroup_places
 from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.integer import ACTIVATION_MAX, IntegerLinear, Mode
-from lvqcodec.layers import floor_ste, module_list, round_ste
+from lvqcodec.layers import floor_ste, module_list, round_ste, straight_through
 
 QUALITY_NODES = 6
 _WEIGHT_ONE = 256
@@ -78,7 +79,7 @@ class WeightedSum(nn.Module):
             total = (neighbours * round_ste(self.weight * _WEIGHT_ONE)).sum(-2)
             return floor_ste(total * unit + 0.5)
         total = (neighbours * self.weight_int.to(neighbours.dtype)).sum(-2)
-        return torch.floor((total + _WEIGHT_ONE // (2 * self.gain)) * unit)
+        return floor_ste((total + _WEIGHT_ONE // (2 * self.gain)) * unit)
 
     def integer_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the integers that `load_integers` takes."""
@@ -247,6 +248,11 @@ class MultiScaleProgressive(nn.Module):
         subgroups = len(subgroup_places(self.config.block))
         return self.config.scales * subgroups * (len(self.config.seeds) + 1) + 1
 
+    @property
+    def period(self) -> int:
+        """Positions after which the order of coding repeats itself, in both directions."""
+        return math.lcm(*self.config.block) << (self.config.scales - 1)
+
     def layers(self) -> Iterator[tuple[str, IntegerLinear | WeightedSum]]:
         """Every layer with arithmetic of its own, by name."""
         for name, module in self.named_modules():
@@ -297,9 +303,13 @@ class MultiScaleProgressive(nn.Module):
         """Map sixteenths of a step to activations: 12 log2(1 + |x| / 16) with the sign of x."""
         if self.mode == "exact":
             index = x.abs().clamp(max=2 * LATENT_LIMIT).to(torch.int64)
-            return self.compand_table.to(x.dtype)[index] * x.sign()
-        out = torch.log2(1 + x.abs() / FRACTION) * _COMPAND_GAIN * x.sign()
+            exact = self.compand_table.to(x.dtype)[index] * x.sign()
+            return straight_through(exact, self._compand(x)) if x.requires_grad else exact
+        out = self._compand(x)
         return round_ste(out) if self.mode == "simulate" else out
+
+    def _compand(self, x: Tensor) -> Tensor:
+        return torch.log2(1 + x.abs() / FRACTION) * _COMPAND_GAIN * x.sign()
 
     def code(self, coder: LatentCoder, height: int, width: int, quality: Tensor) -> Tensor:
         """Walk all steps of an h x w grid with `coder`; return the latents (B, h * w, C).

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of a wanted size or PSNR: a safeguarded search over settings finer than qualities.
+
+A setting is a real number. Its whole part is the quality; the rest makes bits cheaper to the
+quantizer, by FINER for a whole step, which is about what one quality is worth in size and PSNR.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lvqcodec.effort import Candidate, Plan, Report, encode_plan, plain, search
+from lvqcodec.errors import UsageError
+from lvqcodec.quantizer import RDO_LAMBDA
+from lvqcodec.stream import LoadedModel, Source, analyse
+
+FINER = 0.75
+LOWEST, HIGHEST = -4.0, 102.0
+"""Beyond the qualities 0..100 the quantizer alone goes on, four steps down and two up."""
+
+_FIRST = 50.0
+_PER_STEP = {"size": 0.045, "psnr": 0.2}  # of ln bytes and of dB: a guess that brackets correct
+_MAX_ENCODES = 14
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`size`: at most `limit` bytes, as near as may be; `psnr`: at least `limit` dB, likewise."""
+
+    kind: str
+    limit: float
+
+    def above(self, found: Candidate) -> float:
+        """How far above the limit a file is, in steps of quality."""
+        if self.kind == "size":
+            return math.log(len(found.encoded.data) / self.limit) / _PER_STEP["size"]
+        return min(found.psnr - self.limit, 99.0) / _PER_STEP["psnr"]
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """What `above` may be for the search to stop: 1.5 % below, or 0.06 dB above."""
+        return (-1 / 3, 0.0) if self.kind == "size" else (0.0, 0.3)
+
+    def fits(self, found: Candidate) -> bool:
+        """Whether the limit is kept."""
+        return self.above(found) <= 0 if self.kind == "size" else self.above(found) >= 0
+
+    def best(self, found: list[Candidate]) -> Candidate | None:
+        """The largest file that fits, or the smallest; None if none does."""
+        fitting = [candidate for candidate in found if self.fits(candidate)]
+        if self.kind == "size":
+            return max(fitting, key=lambda c: len(c.encoded.data), default=None)
+        return min(fitting, key=lambda c: len(c.encoded.data), default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search came to: the file, and how many it encoded on the way."""
+
+    candidate: Candidate
+    encodes: int
+
+
+def reach(
+    goal: Goal,
+    image: NDArray[np.uint8],
+    loaded: LoadedModel,
+    *,
+    lattice: str | None = None,
+    effort: int = 0,
+    deadline: float = math.inf,
+    report: Report | None = None,
+) -> Found:
+    """Encode a picture to a goal. Arguments and errors as of `codec.encode`.
+
+    With an effort the quality is found first, then the latents are refined, then the quantizer is
+    set anew, because refined files are of another size. Raises UsageError for a goal out of reach.
+    """
+    source = lru_cache(maxsize=2)(lambda quality: analyse(image, loaded, quality, lattice))
+
+    def encode(setting: float) -> Candidate:
+        base = source(_quality(setting))
+        return encode_plan(base, _eased(base, plain(base), setting))
+
+    settings, tried = _close_in(goal, encode, _FIRST, (LOWEST, HIGHEST))
+    best = goal.best(tried)
+    if best is None:
+        raise UsageError(_out_of_reach(goal, tried))
+    if effort == 0:
+        return Found(best, len(tried))
+    setting = settings[tried.index(best)]
+    base = source(_quality(setting))
+    refined = search(base, effort, deadline=deadline, report=report).plan
+    if refined.rdo_lambda is None:
+        return Found(best, len(tried) + 2)
+
+    def encode_refined(setting: float) -> Candidate:
+        return encode_plan(base, _eased(base, refined, setting))
+
+    bounds = setting - 3, setting + 3
+    _, more = _close_in(goal, encode_refined, setting, bounds)
+    better = goal.best(more)
+    if better is not None and better.loss < best.loss:
+        best = better
+    return Found(best, len(tried) + 2 + len(more))
+
+
+def _quality(setting: float) -> int:
+    return min(max(math.floor(setting), 0), 100)
+
+
+def _eased(source: Source, plan: Plan, setting: float) -> Plan:
+    """The plan with bits as cheap as the setting has them."""
+    rdo_lambda = plan.rdo_lambda
+    if rdo_lambda is None:
+        channels = source.loaded.model.config.transform.latent_channels
+        rdo_lambda = torch.full((channels,), RDO_LAMBDA, device=source.loaded.device)
+    return Plan(plan.target, rdo_lambda * FINER ** (setting - source.header.quality))
+
+
+def _close_in(
+    goal: Goal, encode: Callable[[float], Candidate], setting: float, bounds: tuple[float, float]
+) -> tuple[list[float], list[Candidate]]:
+    """Encode at settings nearer and nearer to the goal; return all, with what they gave.
+
+    False position, kept inside the bracket (Dowell and Jarratt, 1971: the Illinois rule).
+    """
+    settings: list[float] = []
+    tried: list[Candidate] = []
+    ends: dict[bool, tuple[float, float]] = {}
+    aim = sum(goal.band) / 2
+    last: bool | None = None
+    while len(tried) < _MAX_ENCODES:
+        settings.append(setting)
+        tried.append(encode(setting))
+        off = goal.above(tried[-1])
+        if goal.band[0] <= off <= goal.band[1]:
+            break
+        off -= aim
+        side = off > 0
+        if side == last and (not side) in ends:
+            at, weight = ends[not side]
+            ends[not side] = at, weight / 2
+        ends[side], last = (setting, off), side
+        if len(ends) == 1:
+            step = -off - math.copysign(0.2 * len(tried), off)  # past the goal, to bracket it
+            setting = min(max(setting + step, bounds[0]), bounds[1])
+            if setting == settings[-1]:
+                break
+            continue
+        (low, below), (high, over) = ends[False], ends[True]
+        if abs(high - low) < 0.01:
+            break
+        guess = low + (high - low) * below / (below - over)
+        spare = 0.02 * (high - low)
+        setting = min(max(guess, min(low + spare, high - spare)), max(low + spare, high - spare))
+    return settings, tried
+
+
+def _out_of_reach(goal: Goal, tried: list[Candidate]) -> str:
+    if goal.kind == "size":
+        least = min(len(candidate.encoded.data) for candidate in tried)
+        return (
+            f"this picture does not fit into {goal.limit:.0f} bytes: its smallest file has {least};"
+            " allow for more, or make the picture smaller"
+        )
+    most = max(candidate.psnr for candidate in tried)
+    return f"a PSNR of {goal.limit:g} dB is out of reach: the most is {most:.2f} dB; ask for less"

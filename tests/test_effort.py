@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Searching for better latents, and for files of a wanted size or PSNR."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lvqcodec import effort, metrics, overfit, stream
+from lvqcodec.codec import decode, encode, encode_image, load_model
+from lvqcodec.container import read_header
+from lvqcodec.effort import MAX_EFFORT, ROUNDS, encode_plan, plain, search
+from lvqcodec.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def loaded(models_folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LVQ_MODEL_PATH", str(models_folder))
+        yield load_model("tiny", device="cpu")
+
+
+def loss(source, data):
+    error = metrics.mse(source.image, decode(data))
+    return 8 * len(data) / source.image[..., 0].size + source.lmbda * error
+
+
+# --- the search -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quality", [20, 47, 90])  # 47: biases between two nodes
+def test_a_round_finds_what_the_coder_then_writes(loaded, photograph, quality):
+    source = stream.analyse(photograph(53, 70), loaded, quality)
+    refinery = effort._Refinery(source, math.inf, None)
+    tile = effort._Window(*(slice(0, side) for side in source.grid))
+    cost = refinery._cost(tile)
+    rounds = overfit.refine(
+        loaded.model,
+        source.quantizer,
+        source.target.clone(),
+        source.grid,
+        refinery.quality,
+        cost,
+        refinery.curve,
+        lambda: 0.5,
+    )
+    for _, found in zip(range(3), rounds, strict=False):
+        written = stream.write(source, found.target, 2 / refinery.curve)
+        bits = 8 * len(written.data)
+        assert found.bits == pytest.approx(bits, rel=0.02, abs=8 * 40)
+        x_hat = loaded.model.synthesis(written.y_hat.clone(), source.grid, refinery.quality)
+        assert float(cost(x_hat)) == pytest.approx(found.cost, rel=1e-6)
+
+
+def test_the_search_finds_smaller_or_better_files(loaded, photograph):
+    source = stream.analyse(photograph(96, 120), loaded, 60)
+    losses = [search(source, level).loss for level in (0, 1, 4, 6)]
+    assert losses[1] <= losses[0] and losses[2] < losses[0] and losses[3] < losses[0]
+    bpp = 8 * len(stream.write(source).data) / (96 * 120)
+    assert losses[0] - losses[3] > 0.02 * bpp
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    grey=st.booleans(),
+    noise=st.booleans(),
+    quality=st.integers(0, 100),
+    level=st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
+def test_no_effort_is_worse_than_none(
+    loaded, photograph, height, width, grey, noise, quality, level, seed
+):
+    shape = (height, width) if grey else (height, width, 3)
+    if noise:
+        picture = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    else:
+        picture = photograph(height, width, channels=1 if grey else 3, seed=seed)
+    base = encode(picture, model=loaded, quality=quality)
+    found = encode_image(picture, model=loaded, quality=quality, effort=level)
+    back = decode_with(loaded, found.data)
+    assert found.psnr == pytest.approx(metrics.psnr(picture, back), abs=0.01)
+    better = metrics.mse(picture, back) < metrics.mse(picture, decode_with(loaded, base))
+    assert len(found.data) <= len(base) or better
+
+
+def decode_with(loaded, data):
+    header = read_header(data)
+    from lvqcodec.container import SECTION_LATENTS, unpack
+
+    y_hat = stream.read(header, unpack(data)[1][SECTION_LATENTS], loaded)
+    return stream.reconstruct(header, loaded, y_hat)
+
+
+def test_large_pictures_are_searched_in_tiles(loaded, photograph, monkeypatch):
+    picture = photograph(150, 210)
+    source = stream.analyse(picture, loaded, 60)
+    monkeypatch.setattr(effort, "TILE", 64)
+    tiles = list(effort._tiles(source.grid, 8, loaded.model.entropy.period))
+    seen = np.zeros(source.grid, int)
+    for core, tile in tiles:
+        seen[core.rows, core.columns] += 1
+        for inner, outer in zip(core, tile, strict=True):
+            assert outer.start <= inner.start < inner.stop <= outer.stop
+            assert outer.start % loaded.model.entropy.period == 0
+    assert (seen == 1).all() and len(tiles) > 4
+    told = []
+    found = search(source, 4, report=told.append)
+    plain_loss = search(source, 0).loss
+    assert found.loss < plain_loss
+    done = [progress.done for progress in told]
+    assert done == sorted(done) and done[-1] == 1.0
+    monkeypatch.undo()
+    whole = search(source, 4)
+    assert plain_loss - found.loss > 0.7 * (plain_loss - whole.loss)
+
+
+def test_the_search_ends_with_its_time(loaded, photograph):
+    picture = photograph(160, 200)
+    source = stream.analyse(picture, loaded, 60)
+    first = encode_plan(source, plain(source))
+    late = search(source, MAX_EFFORT, deadline=time.monotonic())
+    assert late.encoded.data == first.encoded.data
+    start = time.monotonic()
+    found = encode_image(picture, model=loaded, quality=60, max_seconds=1.0)
+    assert time.monotonic() - start < 1.1 + 2
+    assert len(found.data) < len(first.encoded.data) or found.psnr > first.psnr
+
+
+def test_effort_works_where_gradients_are_off(loaded, photograph):
+    picture = photograph(40, 56)
+    files = [encode(picture, model=loaded, effort=3)]
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            files.append(encode(picture, model=loaded, effort=3))
+    assert files[0] == files[1] == files[2]
+
+
+def test_every_effort_takes_longer():
+    assert ROUNDS[0] == 0 and list(ROUNDS) == sorted(ROUNDS)
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [0, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sizes_are_kept_and_used(loaded, photograph, channels, level):
+    picture = photograph(200, 264, channels=channels)
+    smallest, largest = (len(encode(picture, model=loaded, quality=q)) for q in (0, 100))
+    for share in (0.05, 0.3, 0.7, 0.97):
+        wanted = int(smallest * (largest / smallest) ** share)
+        found = encode_image(picture, model=loaded, target_bytes=wanted, effort=level)
+        assert 0.97 * wanted <= len(found.data) <= wanted
+        assert found.psnr == pytest.approx(metrics.psnr(picture, decode_with(loaded, found.data)))
+        assert found.encodes <= 32
+
+
+@pytest.mark.parametrize("level", [0, 3])
+def test_psnrs_are_reached_and_not_far_exceeded(loaded, photograph, level):
+    picture = photograph(200, 264)
+    ends = [encode_image(picture, model=loaded, quality=q, effort=1).psnr for q in (2, 98)]
+    for wanted in np.linspace(*ends, 4):
+        found = encode_image(picture, model=loaded, target_psnr=wanted, effort=level)
+        assert wanted <= metrics.psnr(picture, decode_with(loaded, found.data)) <= wanted + 0.1
+
+
+def test_what_is_out_of_reach_is_said(loaded, photograph):
+    picture = photograph(64, 64)
+    with pytest.raises(UsageError, match="its smallest file has"):
+        encode(picture, model=loaded, target_bytes=20)
+    with pytest.raises(UsageError, match="out of reach"):
+        encode(picture, model=loaded, target_psnr=90)
+
+
+def test_more_bytes_than_a_picture_takes_are_no_fault(loaded, photograph):
+    picture = photograph(64, 64)
+    data = encode(picture, model=loaded, target_bytes=10**7)
+    assert read_header(data).quality == 100
