@@ -182,6 +182,11 @@ def test_models_and_lattices_make_a_curve_each(folder: Path) -> None:
     report = evaluate.evaluate(folder, qualities=[10, 50], model="a, b", lattice="z,e8")
     assert list(report.curves) == ["a z", "a e8", "b z", "b e8"]
     assert report.curves["b e8"] == {"model": "b", "lattice": "e8", "effort": 0}
+    assert {call[0] for call in CALLS} == {"weights of a on auto", "weights of b on auto"}
+    pairs = {(rate.curve, rate.anchor): rate.percent for rate in report.bd_rates}
+    assert len(pairs) == 4 * 3
+    assert pairs["b e8", "a z"] == pytest.approx(-10)
+    assert pairs["a z", "b e8"] == pytest.approx(100 / 0.9 - 100)
 
 
 def test_every_effort_has_a_curve(folder: Path) -> None:
@@ -190,11 +195,6 @@ def test_every_effort_has_a_curve(folder: Path) -> None:
     rates = {(rate.curve, rate.anchor): rate.percent for rate in report.bd_rates}
     assert rates["normal e8 effort 5", "normal e8"] == pytest.approx(-5, abs=0.1)
     assert "--efforts 0,5" in report.command
-    assert {call[0] for call in CALLS} == {"weights of a on auto", "weights of b on auto"}
-    pairs = {(rate.curve, rate.anchor): rate.percent for rate in report.bd_rates}
-    assert len(pairs) == 4 * 3
-    assert pairs["b e8", "a z"] == pytest.approx(-10)
-    assert pairs["a z", "b e8"] == pytest.approx(100 / 0.9 - 100)
 
 
 def test_ms_ssim_has_bd_rates_where_every_point_has_one(folder: Path, tmp_path: Path) -> None:
