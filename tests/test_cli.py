@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import lvqcodec
 from lvqcodec import catalog, codec, imageio
 from lvqcodec.cli import main
 from lvqcodec.container import Header, Section, pack, read_header
+from lvqcodec.metrics import psnr
 
 WIDTH, HEIGHT = 45, 34
 LVQ = [sys.executable, "-m", "lvqcodec"]
@@ -193,6 +195,24 @@ def test_a_pipe_of_real_processes(png: Path, tmp_path: Path, file: Path) -> None
     assert np.array_equal(imageio.load(back), codec.decode(file.read_bytes()))
 
 
+def test_targets_and_efforts_are_kept(png: Path, stream: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out.lvq"
+    limit = len(stream) + 100
+    for size in (str(limit), f"{limit / 1000}k"):
+        result = lvq("encode", png, out, "--target-size", size)
+        assert result.exit_code == 0 and " dB" in result.stderr
+        assert 0.9 * limit < out.stat().st_size <= limit
+    assert lvq("encode", png, out, "--target-bpp", "1").exit_code == 0
+    assert out.stat().st_size <= HEIGHT * WIDTH / 8
+    assert lvq("encode", png, out, "--target-psnr", "30").exit_code == 0
+    assert psnr(photo(), codec.decode(out.read_bytes())) >= 30
+    for options in (["--effort", "2"], ["--max-seconds", "0.2"]):
+        result = lvq("encode", png, out, *options)
+        assert result.exit_code == 0
+        said = float(re.search(r"([\d.]+) dB", result.stderr)[1])
+        assert said == pytest.approx(psnr(photo(), codec.decode(out.read_bytes())), abs=0.006)
+
+
 def test_an_existing_output_is_replaced(png: Path, stream: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out.lvq"
     out.write_bytes(b"old")
@@ -333,12 +353,19 @@ def test_a_model_that_is_not_there_exits_4(png: Path, tmp_path: Path) -> None:
         ("encode", "in.png", "--lattice", "hexagonal"),
         ("encode", "in.png", "--device", "abacus"),
         ("encode", "in.png", "--threads", "0"),
+        ("encode", "in.png", "--effort", "10"),
+        ("encode", "in.png", "--max-seconds", "0"),
+        ("encode", "in.png", "--target-size", "0"),
+        ("encode", "in.png", "--target-size", "20G"),
+        ("encode", "in.png", "--target-size", "nan"),
+        ("encode", "in.png", "--target-psnr", "-3"),
         ("encode",),
         ("decode", "in.lvq", "--format", "gif"),
         ("info",),
         ("train", "--minutes", "0"),
         ("eval", "folder", "--qualities", "10;20"),
         ("eval", "folder", "--qualities", "10,200"),
+        ("eval", "folder", "--efforts", "0,10"),
         ("export",),
         ("no-such-command",),
     ],
@@ -349,6 +376,24 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
     assert result.exit_code == 2
     assert "Error: " in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("-q", "50", "--target-size", "900"), "--quality and --target-size exclude each other"),
+        (("--target-bpp", "1", "--target-psnr", "30"), "--target-bpp and --target-psnr exclude"),
+        (("--target-size", "20"), "its smallest file has"),
+        (("--target-psnr", "95"), "out of reach"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_said(
+    png: Path, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    result = lvq("encode", png, tmp_path / "out.lvq", *options)
+    assert result.exit_code == 2
+    assert words in complaint(result)
+    assert set(tmp_path.iterdir()) == {png}
 
 
 def test_no_gpu_is_a_usage_error(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:

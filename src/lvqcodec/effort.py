@@ -25,7 +25,7 @@ ROUNDS = (0, 1, 1, 2, 4, 8, 16, 32, 64, 128)
 
 MAX_EFFORT = len(ROUNDS) - 1
 
-TILE = 1024
+TILE = 768
 """Side of the tiles, margins left out, in which pictures of more than 1.5 such are searched."""
 
 
