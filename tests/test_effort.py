@@ -171,6 +171,16 @@ def test_psnrs_are_reached_and_not_far_exceeded(loaded, photograph, level):
         assert wanted <= metrics.psnr(picture, decode_with(loaded, found.data)) <= wanted + 0.1
 
 
+def test_targets_are_met_in_time(loaded, photograph):
+    picture = photograph(200, 264)
+    wanted = len(encode(picture, model=loaded, quality=60))
+    for seconds in (0.01, 1.5):
+        start = time.monotonic()
+        data = encode(picture, model=loaded, target_bytes=wanted, max_seconds=seconds)
+        assert time.monotonic() - start < 1.1 * seconds + 2
+        assert 0.5 * wanted < len(data) <= wanted
+
+
 def test_what_is_out_of_reach_is_said(loaded, photograph):
     picture = photograph(64, 64)
     with pytest.raises(UsageError, match="its smallest file has"):

@@ -8,6 +8,7 @@ quantizer, by FINER for a whole step, which is about what one quality is worth i
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ LOWEST, HIGHEST = -4.0, 102.0
 _FIRST = 50.0
 _PER_STEP = {"size": 0.045, "psnr": 0.2}  # of ln bytes and of dB: a guess that brackets correct
 _MAX_ENCODES = 14
+_LAST_ENCODES = 4  # that fit refined latents to the goal
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,18 @@ def reach(
         base = source(_quality(setting))
         return encode_plan(base, _eased(base, plain(base), setting))
 
-    settings, tried = _close_in(goal, encode, _FIRST, (LOWEST, HIGHEST))
+    start = time.monotonic()
+    settings, tried = _close_in(goal, encode, _FIRST, (LOWEST, HIGHEST), deadline, must_fit=True)
     best = goal.best(tried)
     if best is None:
         raise UsageError(_out_of_reach(goal, tried))
-    if effort == 0:
+    now = time.monotonic()
+    last_call = deadline - _LAST_ENCODES * (now - start) / len(tried)
+    if effort == 0 or now >= last_call:
         return Found(best, len(tried))
     setting = settings[tried.index(best)]
     base = source(_quality(setting))
-    refined = search(base, effort, deadline=deadline, report=report).plan
+    refined = search(base, effort, deadline=last_call, report=report).plan
     if refined.rdo_lambda is None:
         return Found(best, len(tried) + 2)
 
@@ -105,7 +110,7 @@ def reach(
         return encode_plan(base, _eased(base, refined, setting))
 
     bounds = setting - 3, setting + 3
-    _, more = _close_in(goal, encode_refined, setting, bounds)
+    _, more = _close_in(goal, encode_refined, setting, bounds, deadline, must_fit=False)
     better = goal.best(more)
     if better is not None and better.loss < best.loss:
         best = better
@@ -126,10 +131,17 @@ def _eased(source: Source, plan: Plan, setting: float) -> Plan:
 
 
 def _close_in(
-    goal: Goal, encode: Callable[[float], Candidate], setting: float, bounds: tuple[float, float]
+    goal: Goal,
+    encode: Callable[[float], Candidate],
+    setting: float,
+    bounds: tuple[float, float],
+    deadline: float,
+    *,
+    must_fit: bool,
 ) -> tuple[list[float], list[Candidate]]:
     """Encode at settings nearer and nearer to the goal; return all, with what they gave.
 
+    After the deadline it ends, with `must_fit` at the first file that fits.
     False position, kept inside the bracket (Dowell and Jarratt, 1971: the Illinois rule).
     """
     settings: list[float] = []
@@ -141,7 +153,9 @@ def _close_in(
         settings.append(setting)
         tried.append(encode(setting))
         off = goal.above(tried[-1])
-        if goal.band[0] <= off <= goal.band[1]:
+        settled = not must_fit or goal.best(tried) is not None
+        late = settled and time.monotonic() >= deadline
+        if late or goal.band[0] <= off <= goal.band[1]:
             break
         off -= aim
         side = off > 0
