@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from skimage import data
 
 import lvqcodec
 from lvqcodec import imageio, metrics
+
+# before torch loads: it would spin for the cores against whatever else runs here
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 T = TypeVar("T")
 ALLOWANCE = 1.02
