@@ -109,7 +109,7 @@ def _summary(source: str, out: str, facts: Sequence[str]) -> None:
 
 def _set_up_torch(device: str, threads: int | None) -> None:
     # Must precede the first import of torch. Several lvq at once otherwise spin against each
-    # other for the cores (30 times slower on two); a lone one does not notice.
+    # other for the cores (30 times slower on two); a lone one takes up to 1.5 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
