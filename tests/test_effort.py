@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvqcodec import effort, metrics, overfit, stream
-from lvqcodec.codec import decode, encode, encode_image, load_model
-from lvqcodec.container import read_header
+from lvqcodec.codec import encode, encode_image, load_model
+from lvqcodec.container import SECTION_LATENTS, read_header, unpack
 from lvqcodec.effort import MAX_EFFORT, ROUNDS, encode_plan, plain, search
 from lvqcodec.errors import UsageError
 
@@ -22,11 +22,6 @@ def loaded(models_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LVQ_MODEL_PATH", str(models_folder))
         yield load_model("tiny", device="cpu")
-
-
-def loss(source, data):
-    error = metrics.mse(source.image, decode(data))
-    return 8 * len(data) / source.image[..., 0].size + source.lmbda * error
 
 
 # --- the search -----------------------------------------------------------------------------------
@@ -91,10 +86,8 @@ def test_no_effort_is_worse_than_none(
 
 
 def decode_with(loaded, data):
-    header = read_header(data)
-    from lvqcodec.container import SECTION_LATENTS, unpack
-
-    y_hat = stream.read(header, unpack(data)[1][SECTION_LATENTS], loaded)
+    header, sections = unpack(data)
+    y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
     return stream.reconstruct(header, loaded, y_hat)
 
 

@@ -296,7 +296,6 @@ def _meter() -> Callable[[Any], None]:
     def show(progress: Any) -> None:
         left = (time.monotonic() - start) * (1 / max(progress.done, 1e-3) - 1)
         text = f"{progress.done:4.0%}  {progress.bpp:.4f} bpp  {progress.psnr:.2f} dB"
-        # ends with the line wiped, so that what follows is not mixed with it
         click.echo(f"\r\033[K{text}  {left:.0f} s left", nl=False, err=True)
 
     return show

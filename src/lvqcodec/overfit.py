@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lvqcodec.entropy.base import FRACTION
-from lvqcodec.model import CodecModel, bin_sigma, logistic_bits, nearest_bin
+from lvqcodec.model import CodecModel, LatentQuantizer, bin_sigma, logistic_bits
 from lvqcodec.quantizer import Quantizer
 
 FIRST_MOVE, LAST_MOVE = 0.5, 0.12
@@ -75,36 +75,35 @@ def moved(target: Tensor, y_hat: Tensor, gradient: Tensor, curve: Tensor, share:
 
 
 class _Probe:
-    """A coder that quantises `target` and remembers what the loss depends on.
+    """The coder's own quantiser, which remembers what the loss depends on.
 
     `shift` (zeros, as target) is what the gradient is taken of: a change of the reconstruction.
     """
 
     def __init__(self, target: Tensor, quantizer: Quantizer, rdo_lambda: Tensor) -> None:
-        self._target = target
         self._quantizer = quantizer
-        self._rdo_lambda = rdo_lambda
+        self._coder = LatentQuantizer(target, quantizer, self._note, rdo_lambda)
+        self._zero = torch.empty(0)
         self.shift = torch.zeros_like(target, requires_grad=True)
         self.bits = 0.0
         self.smooth_bits = target.new_zeros(())
 
+    def _note(self, j: Tensor, bins: Tensor, residual: Tensor) -> None:
+        self.bits += self._quantizer.bits(j, bins)
+        self._zero = j == 0
+
     def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
         """See `entropy.base.LatentCoder`."""
         sigma = bin_sigma(scale)
-        with torch.no_grad():
-            bins = nearest_bin(scale).flatten()
-            residual = (self._target[:, positions, channels] - mean) / FRACTION
-            rdo_lambda = self._rdo_lambda[channels].expand(residual.shape).flatten()
-            j = self._quantizer.choose(residual.flatten(), bins, rdo_lambda)
-            self.bits += self._quantizer.bits(j, bins)
-            rest = self._quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)
-            follows = (j.reshape(mean.shape) == 0) & (sigma < _FOLLOWS)
         fixed = mean.detach()
-        carried, coded = torch.where(follows, mean, fixed), torch.where(follows, fixed, mean)
+        with torch.no_grad():
+            y_hat = self._coder(positions, channels, fixed, scale)
+        follows = self._zero.reshape(mean.shape) & (sigma < _FOLLOWS)
         # a later latent that is coded stays where it is when its mean moves, at another price
-        bits = logistic_bits((fixed + rest - coded) / FRACTION, sigma)
+        bits = logistic_bits((y_hat - torch.where(follows, fixed, mean)) / FRACTION, sigma)
         self.smooth_bits = self.smooth_bits + bits.sum()
-        return carried + rest + self.shift[:, positions, channels]
+        carried = torch.where(follows, mean, fixed)
+        return carried + (y_hat - fixed) + self.shift[:, positions, channels]
 
 
 def refine(
