@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: options, files and pipes, errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from lvqcodec.catalog import DEFAULT_MODEL
+from lvqcodec.errors import LvqError, UsageError
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class Cli(click.Group):
+    """Turns what bad input or a full machine raises into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; whatever is not a defect of lvq itself ends in one line."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # click ends quietly: the reader has had enough
+        except (LvqError, OSError) as error:
+            fail(*explain(error))
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            fail("not enough memory for a picture of this size", LvqError.exit_code)
+        except KeyboardInterrupt:
+            fail("interrupted", _INTERRUPTED)
+
+
+def explain(error: LvqError | OSError) -> tuple[str, int]:
+    """Return what to say of an error, and the exit code."""
+    if isinstance(error, LvqError):
+        return str(error), error.exit_code
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    where = "" if error.filename is None else f"{click.format_filename(error.filename)}: "
+    return where + reason, UsageError.exit_code
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # torch has no class for it on the CPU, and its wording differs between versions.
+    said = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
+def complain(message: str) -> None:
+    """Say one line of an error on stderr."""
+    click.echo(f"lvq: error: {' '.join(message.split())}", err=True)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say what was wrong and exit."""
+    complain(message)
+    sys.exit(code)
+
+
+def read_file(path: str) -> bytes:
+    """Read a file; `-` is stdin."""
+    return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a file, whole or not at all; `-` is stdout."""
+    if path == "-":
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        from lvqcodec.imageio import atomic_write
+
+        atomic_write(path, data)
+
+
+def output_path(source: str, out: str | None, suffix: str) -> str:
+    """OUT as given, else IN with `suffix`, else stdout; UsageError where that cannot be meant."""
+    if out is None:
+        out = "-" if source == "-" else os.path.splitext(source)[0] + suffix
+    if out == "-" and sys.stdout.isatty():
+        raise UsageError(
+            "binary data is not written to a terminal: name an output file or redirect stdout"
+        )
+    if "-" not in (source, out) and os.path.exists(out) and os.path.samefile(source, out):
+        raise UsageError(f"{display_name(out)} is both input and output: name another output file")
+    return out
+
+
+def display_name(path: str, std: str = "-") -> str:
+    """Return a path as it can be printed, `std` for `-`."""
+    return std if path == "-" else click.format_filename(path)
+
+
+def summarise(source: str, out: str, facts: Sequence[str]) -> None:
+    """Say on stderr what was made of what."""
+    names = f"{display_name(source, 'stdin')} -> {display_name(out, 'stdout')}"
+    click.echo(f"{names}: {', '.join(facts)}", err=True)
+
+
+def set_up_torch(device: str, threads: int | None) -> None:
+    """Import torch with threads that let others run; UsageError if the device is absent."""
+    # Must precede the first import of torch. Several lvq at once otherwise spin against each
+    # other for the cores (30 times slower on two); a lone one takes up to 1.5 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device is at hand: use --device auto or --device cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def size_facts(num_bytes: int, width: int, height: int) -> list[str]:
+    """Return bytes and bits a pixel, in words."""
+    return [f"{num_bytes:,} bytes", f"{8 * num_bytes / (width * height):.3f} bpp"]
+
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the networks run; auto takes a GPU if there is one.",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]"
+)
+model_option = click.option(
+    "-m",
+    "--model",
+    default=DEFAULT_MODEL,
+    show_default=True,
+    metavar="NAME",
+    help="Codec to use: one that `lvq models` lists.",
+)
+lattice_option = click.option(
+    "--lattice",
+    type=click.Choice(["z", "e8"]),
+    help="Lattice to quantise to: z is scalar, e8 packs eight values.  [default: the model's own]",
+)

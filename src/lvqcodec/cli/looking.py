@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lvq info` and `lvq models`: what there is, without numpy and torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_by_digest, list_models
+from lvqcodec.cli.common import complain, display_name, explain, read_file, size_facts
+from lvqcodec.container import unpack
+from lvqcodec.errors import LvqError, ModelNotFound
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, one line a file.")
+def info(files: tuple[str, ...], as_json: bool) -> None:
+    """Check .lvq files and say what is in them, without decoding.
+
+    `-` is stdin. Every length and checksum is verified. All files are looked at, and the exit
+    code is that of the first that is broken.
+    """
+    code = 0
+    for path in files:
+        try:
+            facts = _facts(path)
+        except (LvqError, OSError) as error:
+            message, exit_code = explain(error)
+            complain(f"{display_name(path)}: {message}" if isinstance(error, LvqError) else message)
+            code = code or exit_code
+            continue
+        click.echo(json.dumps(facts) if as_json else _facts_line(facts))
+    sys.exit(code)
+
+
+def _facts(path: str) -> dict[str, Any]:
+    data = read_file(path)
+    header, _ = unpack(data)
+    try:
+        model = find_by_digest(header.model).name
+    except ModelNotFound:
+        model = None
+    return {
+        "file": display_name(path),
+        "bytes": len(data),
+        "width": header.width,
+        "height": header.height,
+        "channels": header.channels,
+        "bpp": 8 * len(data) / (header.width * header.height),
+        "quality": header.quality,
+        "lattice": header.lattice,
+        "model": model,
+        "digest": header.model.hex(),
+        "stream_version": header.stream_version,
+    }
+
+
+def _facts_line(facts: dict[str, Any]) -> str:
+    kind = "grey" if facts["channels"] == 1 else "RGB"
+    return f"{facts['file']}: " + ", ".join(
+        [
+            f"{facts['width']}x{facts['height']} {kind}",
+            *size_facts(facts["bytes"], facts["width"], facts["height"]),
+            f"quality {facts['quality']}",
+            f"lattice {facts['lattice']}",
+            f"model {facts['model'] or 'not installed'} ({facts['digest']})",
+            f"stream version {facts['stream_version']}",
+        ]
+    )
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON list with everything the cards say.")
+def models(as_json: bool) -> None:
+    """List the installed models; `*` marks the default."""
+    cards = list_models()
+    if as_json:
+        click.echo(json.dumps([_card_facts(card) for card in cards], indent=1, default=str))
+        return
+    if not cards:
+        click.echo("no models installed: set LVQ_MODEL_PATH to a folder of them", err=True)
+    widest = max((len(card.name) for card in cards), default=0)
+    for card in cards:
+        mark = "*" if card.name == DEFAULT_MODEL else " "
+        missing = [path.name for path in card.paths if not path.is_file()]
+        note = f"  (lacks {', '.join(missing)})" if missing else ""
+        click.echo(f"{mark} {card.name:<{widest}}  {card.digest[:8]}  {card.description}{note}")
+
+
+def _card_facts(card: ModelCard) -> dict[str, Any]:
+    paths = [str(path) for path in card.paths]
+    return {**card.raw, "paths": paths, "default": card.name == DEFAULT_MODEL}
