@@ -33,6 +33,7 @@ def test_a_round_finds_what_the_coder_then_writes(loaded, photograph, quality):
     refinery = effort._Refinery(source, math.inf, None)
     tile = effort._Window(*(slice(0, side) for side in source.grid))
     cost = refinery._cost(tile)
+    curve = refinery._curve(source.target.clone(), tile, cost)
     rounds = overfit.refine(
         loaded.model,
         source.quantizer,
@@ -40,11 +41,11 @@ def test_a_round_finds_what_the_coder_then_writes(loaded, photograph, quality):
         source.grid,
         refinery.quality,
         cost,
-        refinery.curve,
+        curve,
         lambda: 0.5,
     )
     for _, found in zip(range(3), rounds, strict=False):
-        written = stream.write(source, found.target, 2 / refinery.curve)
+        written = stream.write(source, found.target, 2 / curve)
         bits = 8 * len(written.data)
         assert found.bits == pytest.approx(bits, rel=0.02, abs=8 * 40)
         x_hat = loaded.model.synthesis(written.y_hat.clone(), source.grid, refinery.quality)
@@ -133,6 +134,47 @@ def test_effort_works_where_gradients_are_off(loaded, photograph):
         with context():
             files.append(encode(picture, model=loaded, effort=3))
     assert files[0] == files[1] == files[2]
+
+
+def test_a_measured_curvature_is_that_of_squared_error_where_that_is_known(loaded, photograph):
+    source = stream.analyse(photograph(96, 128), loaded, 60)
+    refinery = effort._Refinery(source, math.inf, None)
+    tile = effort._Window(*(slice(0, side) for side in source.grid))
+    cost, y_hat = refinery._cost(tile), stream.write(source).y_hat.clone()
+    known = overfit.mse_curvature(loaded.model, refinery.quality, source.weight)
+    found = overfit.measured_curvature(loaded.model, refinery.quality, cost, y_hat, source.grid)
+    assert found.shape == source.target.shape[1:]
+    ratio = (found / known).log2().mean(0)
+    assert ratio.abs().median() < 0.4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_are_tuned_for_ms_ssim(loaded, photograph, channels):
+    picture = photograph(176, 200, channels=channels)
+
+    def loss(data):
+        similarity = metrics.ms_ssim(picture, decode_with(loaded, data))
+        return 8 * len(data) / (176 * 200), similarity
+
+    weight = stream.analyse(picture, loaded, 60, tune="ms-ssim").weight
+    plain_bpp, plain_similarity = loss(encode(picture, model=loaded, quality=60))
+    for level in (1, None):
+        data = encode(picture, model=loaded, quality=60, tune="ms-ssim", effort=level)
+        bpp, similarity = loss(data)
+        gain = plain_bpp - bpp + weight * (similarity - plain_similarity)
+        assert gain > 0.1 * plain_bpp
+    wanted = int(0.8 * plain_bpp * 176 * 200 / 8)
+    data = encode(picture, model=loaded, target_bytes=wanted, tune="ms-ssim", effort=2)
+    assert 0.95 * wanted <= len(data) <= wanted
+
+
+def test_what_cannot_be_tuned_is_said(loaded, photograph):
+    with pytest.raises(UsageError, match="effort 0 does not search"):
+        encode(photograph(176, 176), model=loaded, tune="ms-ssim", effort=0)
+    with pytest.raises(UsageError, match="at least 161 x 161 pixels, not 176 x 160"):
+        encode(photograph(160, 176), model=loaded, tune="ms-ssim")
+    with pytest.raises(UsageError, match="'vmaf' is unknown"):
+        encode(photograph(8, 8), model=loaded, tune="vmaf")
 
 
 def test_every_effort_takes_longer():

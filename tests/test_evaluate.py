@@ -26,7 +26,14 @@ def fake_load_model(name: str, *, device: str) -> str:
 
 
 def fake_encode(
-    image: Any, *, model: Any, quality: int, lattice: str | None, effort: int, device: str
+    image: Any,
+    *,
+    model: Any,
+    quality: int,
+    lattice: str | None,
+    effort: int,
+    tune: str,
+    device: str,
 ) -> bytes:
     """The picture itself behind its size and its error.
 
@@ -181,7 +188,12 @@ def test_plot(folder: Path, anchors: Path, tmp_path: Path, lattice: str | None) 
 def test_models_and_lattices_make_a_curve_each(folder: Path) -> None:
     report = evaluate.evaluate(folder, qualities=[10, 50], model="a, b", lattice="z,e8")
     assert list(report.curves) == ["a z", "a e8", "b z", "b e8"]
-    assert report.curves["b e8"] == {"model": "b", "lattice": "e8", "effort": 0}
+    assert report.curves["b e8"] == {
+        "model": "b",
+        "lattice": "e8",
+        "effort": 0,
+        "tune": "psnr",
+    }
     assert {call[0] for call in CALLS} == {"weights of a on auto", "weights of b on auto"}
     pairs = {(rate.curve, rate.anchor): rate.percent for rate in report.bd_rates}
     assert len(pairs) == 4 * 3
@@ -195,6 +207,9 @@ def test_every_effort_has_a_curve(folder: Path) -> None:
     rates = {(rate.curve, rate.anchor): rate.percent for rate in report.bd_rates}
     assert rates["normal e8 effort 5", "normal e8"] == pytest.approx(-5, abs=0.1)
     assert "--efforts 0,5" in report.command
+    tuned = evaluate.evaluate(folder, qualities=[10, 30], efforts=[0, 2], tune="ms-ssim")
+    assert list(tuned.curves) == ["normal", "normal effort 2 ms-ssim"]
+    assert "--tune ms-ssim" in tuned.command
 
 
 def test_ms_ssim_has_bd_rates_where_every_point_has_one(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ FLOORS = (
     ("imageio", "metrics", "peers", "memory", "coding", "coding.tables", "coding.rangecoder"),
     ("lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
-    ("model", "weights", "overfit"),
+    ("model", "weights", "distortion", "overfit"),
     ("codec", "stream", "effort", "ratecontrol", "training", "training.*"),
     ("evaluate", "report", "plotting", "batch", "plugin"),
     ("cli", "cli.*"),

@@ -13,10 +13,10 @@ from conftest import CODEC_TABLES
 from PIL import Image
 
 from lvqcodec.config import CodecConfig
+from lvqcodec.distortion import distortion, ms_ssim_lmbda, weight
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import ms_ssim, psnr
 from lvqcodec.training import export as exporting
-from lvqcodec.training.distortion import distortion, ms_ssim_lmbda, weight
 from lvqcodec.training.loop import train
 from lvqcodec.training.recipe import Recipe, Stage
 from lvqcodec.training.validate import validate

@@ -32,6 +32,8 @@ __all__ = [
 
 DEFAULT_QUALITY = 50
 
+_TUNED_EFFORT = 3
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -50,6 +52,7 @@ def encode(
     target_bytes: int | None = None,
     target_psnr: float | None = None,
     lattice: str | None = None,
+    tune: str = "psnr",
     effort: int | None = None,
     max_seconds: float | None = None,
     device: str = "auto",
@@ -60,8 +63,10 @@ def encode(
     One of three says how large: quality, 0 (smallest) .. 100 (best), 50 by default; target_bytes,
     the largest file that fits; target_psnr, the smallest file of at least so many dB.
     lattice: "e8", "z" or None for the model's own choice. effort: 0 (plain) .. 9 (slowest), how
-    long to search for smaller files. max_seconds: the search ends then with the best so far; it
-    makes 9 the default effort, which otherwise is 0. `report` is told how the search goes.
+    long to search for smaller files. tune: "psnr", or "ms-ssim" for a search for files of which
+    that is high, which takes an effort, by default 3. max_seconds: the search ends then with the
+    best so far; it makes 9 the default effort, which otherwise is 0. `report` is told how the
+    search goes.
     `device` counts when `model` is a name.
     Raises UsageError, UnsupportedImage (type, shape or size), ModelNotFound, ModelMismatch.
     """
@@ -72,6 +77,7 @@ def encode(
         target_bytes=target_bytes,
         target_psnr=target_psnr,
         lattice=lattice,
+        tune=tune,
         effort=effort,
         max_seconds=max_seconds,
         device=device,
@@ -87,6 +93,7 @@ def encode_image(
     target_bytes: int | None = None,
     target_psnr: float | None = None,
     lattice: str | None = None,
+    tune: str = "psnr",
     effort: int | None = None,
     max_seconds: float | None = None,
     device: str = "auto",
@@ -99,13 +106,15 @@ def encode_image(
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
     if effort is None:
-        effort = 0 if max_seconds is None else MAX_EFFORT
+        effort = MAX_EFFORT if max_seconds is not None else _TUNED_EFFORT if tune != "psnr" else 0
     if not 0 <= effort <= MAX_EFFORT:
         raise UsageError(f"effort {effort} does not exist: give 0 to {MAX_EFFORT}")
+    if tune != "psnr" and effort == 0:
+        raise UsageError(f"effort 0 does not search, so it tunes nothing for {tune}: give 1 to 9")
     if max_seconds is not None and not max_seconds > 0:
         raise UsageError(f"max_seconds = {max_seconds} must be more than 0")
     quality = DEFAULT_QUALITY if quality is None else quality
-    stream.check(image, quality)
+    stream.check(image, quality, tune)
     goal = None
     if target_bytes is not None:
         goal = Goal("size", target_bytes)
@@ -121,12 +130,13 @@ def encode_image(
             image,
             loaded,
             lattice=lattice,
+            tune=tune,
             effort=effort,
             deadline=deadline,
             report=report,
         )
         return Encoding(found.candidate.encoded.data, found.candidate.psnr, found.encodes)
-    source = stream.analyse(image, loaded, quality, lattice)
+    source = stream.analyse(image, loaded, quality, lattice, tune)
     if effort == 0:
         return Encoding(stream.write(source).data, None, 1)
     best = search(source, effort, deadline=deadline, report=report)

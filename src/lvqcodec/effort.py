@@ -2,8 +2,9 @@
 """How long to search for the latents of a picture, and whether what was found is worth writing.
 
 Efforts above 0 spend time on `overfit.refine`, tile by tile where a picture is large, and keep the
-result only if the file is better: bpp + lmbda * 255^2 * MSE, of the bytes as they are and of the
-picture as it decodes.
+result only if the file is better: bpp + weight * distortion, of the bytes as they are and of the
+picture as it decodes. The distortion is the mean squared error, or with the tune "ms-ssim" 1 -
+MS-SSIM, and then the quantizer spends less where the picture is busy.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ import torch
 from torch import Tensor
 
 from lvqcodec import metrics
-from lvqcodec.overfit import FIRST_MOVE, Cost, Round, curvature, moved, refine
+from lvqcodec.distortion import distortion
+from lvqcodec.overfit import (
+    FIRST_MOVE,
+    Cost,
+    Round,
+    measured_curvature,
+    moved,
+    mse_curvature,
+    refine,
+)
 from lvqcodec.stream import Encoded, Source, reconstruct, write
 
 ROUNDS = (0, 1, 1, 2, 4, 8, 16, 32, 64, 128)
@@ -31,11 +41,14 @@ TILE = 768
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a search is: share done in 0..1, bpp and PSNR in dB of the best so far."""
+    """How far a search is: share done in 0..1, bpp and distortion of the best so far.
+
+    The distortion is MSE or 1 - MS-SSIM by the tune, samples in 0..1.
+    """
 
     done: float
     bpp: float
-    psnr: float
+    distortion: float
 
 
 Report = Callable[[Progress], None]
@@ -43,7 +56,7 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What to write: a target (1, h * w, C), with rdo_lambda (C,) or None for the quantizer's."""
+    """What to write: a target (1, h * w, C) rdo_lambda (1 or h * w, C), None for the usual."""
 
     target: Tensor
     rdo_lambda: Tensor | None
@@ -70,7 +83,12 @@ def encode_plan(source: Source, plan: Plan) -> Candidate:
     picture = reconstruct(source.header, source.loaded, encoded.y_hat)
     error = metrics.mse(source.image, picture)
     bpp = metrics.bpp(len(encoded.data), source.header.width, source.header.height)
-    return Candidate(plan, encoded, error, bpp + source.lmbda * error)
+    distorted = error / 255**2
+    if source.tune == "ms-ssim":
+        similarity = metrics.ms_ssim(source.image, picture)
+        assert similarity is not None  # `stream.check` has seen to the size
+        distorted = 1 - similarity
+    return Candidate(plan, encoded, error, bpp + source.weight * distorted)
 
 
 def plain(source: Source) -> Plan:
@@ -126,36 +144,50 @@ class _Refinery:
         self.deadline = deadline
         self.report = report
         self.quality = source.quality.clone()
-        self.weight = 255**2 * source.lmbda
-        self.curve = curvature(self.model, self.quality, self.weight)
+        self.distortion = distortion(source.tune)
 
     def run(self, effort: int, y_hat: Tensor) -> Plan:
         """Return what to write, given the latents (1, h * w, C) of effort 0."""
         source = self.source
         target = source.target.clone()
         whole = torch.unflatten(target, 1, source.grid)
+        curves = torch.empty_like(whole)
         tiles = list(_tiles(source.grid, self.model.stride, self.model.entropy.period))
         for index, (core, tile) in enumerate(tiles):
             now = time.monotonic()
             self.until = now + (self.deadline - now) / (len(tiles) - index)
-            start, cost = tile.cut(source.target.clone(), source.grid), self._cost(tile)
+            begin, cost = tile.cut(source.target.clone(), source.grid), self._cost(tile)
+            coded = tile.cut(y_hat, source.grid)
+            curve = self._curve(coded, tile, cost)
             self.place = index, len(tiles)
             if effort == 1:
-                found = self._correct(start, tile.cut(y_hat, source.grid), tile, cost)
+                found = self._correct(begin, coded, tile, cost, curve)
             else:
-                found = self._refine(start, tile, cost, ROUNDS[effort])
-            inner = core.seen_from(tile).cut(found, tile.grid)
-            whole[:, core.rows, core.columns] = torch.unflatten(inner, 1, core.grid)
-        return Plan(target, 2 / self.curve)
+                found = self._refine(begin, tile, cost, curve, ROUNDS[effort])
+            inner = core.seen_from(tile)
+            for everywhere, here in ((whole, found), (curves, curve.expand_as(found))):
+                part = torch.unflatten(inner.cut(here, tile.grid), 1, core.grid)
+                everywhere[:, core.rows, core.columns] = part
+        return Plan(target, 2 / curves.flatten(0, 2))
 
-    def _correct(self, target: Tensor, y_hat: Tensor, tile: _Window, cost: Cost) -> Tensor:
+    def _curve(self, y_hat: Tensor, tile: _Window, cost: Cost) -> Tensor:
+        """Second derivative of the cost by each latent, (1 or h * w, C)."""
+        if self.source.tune == "psnr":
+            return mse_curvature(self.model, self.quality, self.source.weight)
+        return measured_curvature(self.model, self.quality, cost, y_hat, tile.grid)
+
+    def _correct(
+        self, target: Tensor, y_hat: Tensor, tile: _Window, cost: Cost, curve: Tensor
+    ) -> Tensor:
         """One move by the gradient of the distortion alone, which is cheap."""
         y_hat = y_hat.requires_grad_()
         spent = cost(self.model.synthesis(y_hat, tile.grid, self.quality))
         (gradient,) = torch.autograd.grad(spent, y_hat)
-        return moved(target, y_hat.detach(), gradient, self.curve, FIRST_MOVE)
+        return moved(target, y_hat.detach(), gradient, curve, FIRST_MOVE)
 
-    def _refine(self, target: Tensor, tile: _Window, cost: Cost, rounds: int) -> Tensor:
+    def _refine(
+        self, target: Tensor, tile: _Window, cost: Cost, curve: Tensor, rounds: int
+    ) -> Tensor:
         """Move `rounds` times or until time is up; return the best target."""
         start = time.monotonic()
         number = 0
@@ -171,7 +203,7 @@ class _Refinery:
             tile.grid,
             self.quality,
             cost,
-            self.curve,
+            curve,
             progress,
         )
         best: Round | None = None
@@ -186,22 +218,19 @@ class _Refinery:
         return best.target
 
     def _cost(self, tile: _Window) -> Cost:
-        """What the decoded pixels of a tile cost, those beyond the picture's edges left out."""
+        """What the decoded pixels of a tile cost in bits, those beyond the edges left out."""
         source, stride = self.source, self.model.stride
         rows, columns = (slice(part.start * stride, part.stop * stride) for part in tile)
-        x = source.x[..., rows, columns].clone()
         height = min(rows.stop, source.header.height) - rows.start
         width = min(columns.stop, source.header.width) - columns.start
-        grey = source.header.channels == 1
+        weight = source.weight * height * width
 
-        def cost(x_hat: Tensor) -> Tensor:
-            error = (x_hat.clamp(0, 1) - x)[..., :height, :width]
-            if grey:
-                error = error.mean(1)
-            squared: Tensor = error.square().sum()
-            return squared * (self.weight / (1 if grey else 3))
+        def seen(x: Tensor) -> Tensor:
+            x = x[..., :height, :width]
+            return x.mean(1, keepdim=True) if source.header.channels == 1 else x
 
-        return cost
+        x = seen(source.x[..., rows, columns].clone())
+        return lambda x_hat: weight * self.distortion(seen(x_hat.clamp(0, 1)), x).sum()
 
     def _tell(self, best: Round, tile: _Window, done: float) -> None:
         """Report on the tile at hand."""
@@ -209,10 +238,9 @@ class _Refinery:
             return
         height, width = tile.grid
         pixels = height * width * self.model.stride**2
-        error = 255**2 * best.cost / (self.weight * pixels)
         index, count = self.place
-        psnr = metrics.psnr_of_mse(error)
-        self.report(Progress((index + done) / count, best.bits / pixels, psnr))
+        distorted = best.cost / (self.source.weight * pixels)
+        self.report(Progress((index + done) / count, best.bits / pixels, distorted))
 
 
 def _tiles(grid: tuple[int, int], stride: int, period: int) -> Iterator[tuple[_Window, _Window]]:

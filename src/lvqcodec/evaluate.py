@@ -66,13 +66,15 @@ class Ours:
     device: str
     qualities: tuple[int, ...]
     effort: int = 0
+    tune: str = "psnr"
     suffix = ".lvq"
 
     @property
     def name(self) -> str:
         """What its curve is called."""
         effort = f"effort {self.effort}" if self.effort else None
-        return " ".join(part for part in (self.model, self.lattice, effort) if part)
+        tune = self.tune if self.tune != "psnr" else None
+        return " ".join(part for part in (self.model, self.lattice, effort, tune) if part)
 
     @cached_property
     def weights(self) -> codec.LoadedModel:
@@ -91,6 +93,7 @@ class Ours:
             quality=quality,
             lattice=self.lattice,
             effort=self.effort,
+            tune=self.tune,
             device=self.device,
         )
 
@@ -100,7 +103,12 @@ class Ours:
 
     def facts(self) -> dict[str, Any]:
         """What was measured, as plain JSON values."""
-        return {"model": self.model, "lattice": self.lattice, "effort": self.effort}
+        return {
+            "model": self.model,
+            "lattice": self.lattice,
+            "effort": self.effort,
+            "tune": self.tune,
+        }
 
 
 def evaluate(
@@ -110,6 +118,7 @@ def evaluate(
     model: str = DEFAULT_MODEL,
     lattice: str | None = None,
     efforts: Sequence[int] = (0,),
+    tune: str = "psnr",
     device: str = "auto",
     anchors: str | os.PathLike[str] | None = None,
     limit: int | None = None,
@@ -120,7 +129,7 @@ def evaluate(
     """Code every picture of `folder` at every quality (0..100) and report what that took.
 
     `model` and `lattice` may name several ("z,e8"): one curve for each model on each lattice, with
-    each of `efforts` (0..9).
+    each of `efforts` (0..9), those above 0 tuned for `tune`.
     `codecs` names some of `peers.PEERS`, measured on the same pictures at qualities of their own.
     `anchors` is a JSON file {"NAME": {"bpp": [...], "psnr": [...], "ms_ssim": [...]}, ...} of other
     codecs' means over the same pictures ("ms_ssim" may be missing). BD-rates are of every curve
@@ -139,7 +148,7 @@ def evaluate(
     for package in ("pytorch_msssim", "bjontegaard"):
         metrics.extra(package)  # a missing one shows now, not after an hour of coding
     coders: list[Ours | Peer] = [
-        Ours(name, on, device, levels, effort)
+        Ours(name, on, device, levels, effort, tune if effort else "psnr")
         for name, on, effort in product(models, lattices, efforts)
     ]
     coders += find_peers(_names(codecs))
@@ -164,6 +173,7 @@ def evaluate(
         "model": model,
         "lattice": lattice,
         "efforts": ",".join(map(str, efforts)) if any(efforts) else None,
+        "tune": tune if tune != "psnr" else None,
         "device": device,
         "anchors": anchors,
         "limit": limit,

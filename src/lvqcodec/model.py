@@ -142,7 +142,7 @@ Sink = Callable[[Tensor, Tensor, Tensor], None]
 class LatentQuantizer:
     """A coder that quantises `target` (B, h * w, C) to the lattice, in exact mode, for a `sink`.
 
-    `rdo_lambda` (C,), in squared steps a bit, takes the place of the quantizer's own.
+    `rdo_lambda` (1 or h * w, C), in squared steps a bit, takes the place of the quantizer's own.
     """
 
     def __init__(
@@ -163,7 +163,9 @@ class LatentQuantizer:
         residual = (self._target[:, positions, channels] - mean) / FRACTION
         weights = None
         if self._rdo_lambda is not None:
-            weights = self._rdo_lambda[channels].expand(residual.shape).flatten()
+            mine = self._rdo_lambda[:, channels]
+            mine = mine if len(mine) == 1 else mine[positions]
+            weights = mine.expand(residual.shape).flatten()
         j = self._quantizer.choose(residual.flatten(), bins, weights)
         self._sink(j, bins, residual.flatten())
         return mean + self._quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)

@@ -76,6 +76,7 @@ def reach(
     loaded: LoadedModel,
     *,
     lattice: str | None = None,
+    tune: str = "psnr",
     effort: int = 0,
     deadline: float = math.inf,
     report: Report | None = None,
@@ -85,7 +86,7 @@ def reach(
     With an effort the quality is found first, then the latents are refined, then the quantizer is
     set anew, because refined files are of another size. Raises UsageError for a goal out of reach.
     """
-    source = lru_cache(maxsize=2)(lambda quality: analyse(image, loaded, quality, lattice))
+    source = lru_cache(maxsize=2)(lambda quality: analyse(image, loaded, quality, lattice, tune))
 
     def encode(setting: float) -> Candidate:
         base = source(_quality(setting))
@@ -126,7 +127,7 @@ def _eased(source: Source, plan: Plan, setting: float) -> Plan:
     rdo_lambda = plan.rdo_lambda
     if rdo_lambda is None:
         channels = source.loaded.model.config.transform.latent_channels
-        rdo_lambda = torch.full((channels,), RDO_LAMBDA, device=source.loaded.device)
+        rdo_lambda = torch.full((1, channels), RDO_LAMBDA, device=source.loaded.device)
     return Plan(plan.target, rdo_lambda * FINER ** (setting - source.header.quality))
 
 

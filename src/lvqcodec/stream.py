@@ -30,8 +30,10 @@ from lvqcodec.container import (
     Section,
     pack,
 )
+from lvqcodec.distortion import TUNES, weight
 from lvqcodec.entropy.base import MEAN_PARTS, LatentCoder
 from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
+from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink, nearest_bin
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.weights import unpack_weights
@@ -89,7 +91,8 @@ class Source:
     """A picture at a quality, ready to be written as often as one likes.
 
     image: uint8 (H, W, 3) or (H, W); x: the same (1, 3, 8h, 8w) in [0, 1], padded; target: latents
-    (1, h * w, C) in sixteenths of a step, as the analysis gives them.
+    (1, h * w, C) in sixteenths of a step, as the analysis gives them; tune: one of
+    `distortion.TUNES`, what the file is to be good for.
     """
 
     image: NDArray[np.uint8]
@@ -98,6 +101,7 @@ class Source:
     quantizer: Quantizer
     x: Tensor
     target: Tensor
+    tune: str
 
     @property
     def quality(self) -> Tensor:
@@ -110,9 +114,9 @@ class Source:
         return self.loaded.model.grid(self.header.height, self.header.width)
 
     @property
-    def lmbda(self) -> float:
-        """The weight of distortion at this quality: bpp + lmbda * 255^2 * MSE is to be small."""
-        return self.loaded.model.config.lmbda(self.header.quality)
+    def weight(self) -> float:
+        """What the distortion of the tune costs in bits a pixel, at this quality."""
+        return weight(self.tune, self.loaded.model.config.lmbda(self.header.quality))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +127,7 @@ class Encoded:
     y_hat: Tensor
 
 
-def check(image: NDArray[np.uint8], quality: int) -> None:
+def check(image: NDArray[np.uint8], quality: int, tune: str = "psnr") -> None:
     """Raise UnsupportedImage or UsageError for what cannot be encoded."""
     if quality not in QUALITIES:
         raise UsageError(f"quality {quality!r} is not a whole number in 0..100")
@@ -140,14 +144,25 @@ def check(image: NDArray[np.uint8], quality: int) -> None:
             f"a picture of {width}x{height} is not supported; sides of 1..{MAX_SIDE} and at most"
             f" {MAX_PIXELS} pixels are"
         )
+    if tune not in TUNES:
+        raise UsageError(f"tune {tune!r} is unknown; choose from {', '.join(TUNES)}")
+    if tune == "ms-ssim" and min(height, width) < MS_SSIM_MIN_SIDE:
+        raise UsageError(
+            f"MS-SSIM takes pictures of at least {MS_SSIM_MIN_SIDE} x {MS_SSIM_MIN_SIDE} pixels,"
+            f" not {width} x {height}: tune for psnr"
+        )
 
 
 @torch.inference_mode()
 def analyse(
-    image: NDArray[np.uint8], loaded: LoadedModel, quality: int, lattice: str | None = None
+    image: NDArray[np.uint8],
+    loaded: LoadedModel,
+    quality: int,
+    lattice: str | None = None,
+    tune: str = "psnr",
 ) -> Source:
     """Compute the latents of a picture; see `codec.encode` for arguments and errors."""
-    check(image, quality)
+    check(image, quality, tune)
     quantizer = Quantizer(lattice or loaded.model.config.lattice, loaded.tables)
     grey = image.ndim == 2
     height, width = image.shape[:2]
@@ -164,7 +179,7 @@ def analyse(
     x = x[None].expand(3, -1, -1) if grey else x.permute(2, 0, 1)
     x = loaded.model.pad(x[None].float() / 255).contiguous(memory_format=torch.channels_last)
     target = loaded.model.analysis(x, _quality(header, loaded))
-    return Source(image, header, loaded, quantizer, x, target)
+    return Source(image, header, loaded, quantizer, x, target, tune)
 
 
 @torch.inference_mode()
@@ -173,7 +188,7 @@ def write(
 ) -> Encoded:
     """Quantise the target, by default the source's own, and write it.
 
-    rdo_lambda: for each channel (C,), by default the quantizer's for all.
+    rdo_lambda: for each channel, (1 or h * w, C), by default the quantizer's for all.
     """
     encoder = SymbolEncoder()
 

@@ -24,6 +24,7 @@ from lvqcodec.cli.common import (
     size_facts,
     summarise,
     threads_option,
+    tune_option,
     write_file,
 )
 from lvqcodec.container import unpack
@@ -80,6 +81,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
     type=click.IntRange(0, 9),
     help="How long to search for a smaller file, 0 (not at all) to 9.  [default: 0]",
 )
+@tune_option
 @click.option(
     "--max-seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -99,6 +101,7 @@ def encode(
     target_bpp: float | None,
     target_psnr: float | None,
     effort: int | None,
+    tune: str,
     max_seconds: float | None,
     model: str,
     lattice: str | None,
@@ -138,10 +141,11 @@ def encode(
         target_bytes=target_size,
         target_psnr=target_psnr,
         lattice=lattice,
+        tune=tune,
         effort=effort,
         max_seconds=max_seconds,
         device=device,
-        report=_meter() if sys.stderr.isatty() else None,
+        report=_meter(tune) if sys.stderr.isatty() else None,
     )
     if sys.stderr.isatty():
         click.echo("\r\033[K", nl=False, err=True)  # what the meter showed last
@@ -158,14 +162,16 @@ def encode(
     summarise(source, out, [*facts, f"{seconds:.2f} s"])
 
 
-def _meter() -> Callable[[Any], None]:
+def _meter(tune: str) -> Callable[[Any], None]:
     """Show on the terminal how a search goes (`effort.Progress`), and when it will be over."""
     start = time.monotonic()
 
     def show(progress: Any) -> None:
         left = (time.monotonic() - start) * (1 / max(progress.done, 1e-3) - 1)
-        text = f"{progress.done:4.0%}  {progress.bpp:.4f} bpp  {progress.psnr:.2f} dB"
-        click.echo(f"\r\033[K{text}  {left:.0f} s left", nl=False, err=True)
+        bad = max(progress.distortion, 1e-9)
+        good = f"{-10 * math.log10(bad):.2f} dB" if tune == "psnr" else f"MS-SSIM {1 - bad:.4f}"
+        text = f"{progress.done:4.0%}  {progress.bpp:.4f} bpp  {good}  {left:.0f} s left"
+        click.echo(f"\r\033[K{text}", nl=False, err=True)
 
     return show
 

@@ -138,6 +138,13 @@ model_option = click.option(
     metavar="NAME",
     help="Codec to use: one that `lvq models` lists.",
 )
+tune_option = click.option(
+    "--tune",
+    type=click.Choice(["psnr", "ms-ssim"]),
+    default="psnr",
+    show_default=True,
+    help="What a search is for; ms-ssim takes an effort, by default 3, and lvqcodec[eval].",
+)
 lattice_option = click.option(
     "--lattice",
     type=click.Choice(["z", "e8"]),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import click
 
 from lvqcodec.catalog import DEFAULT_MODEL
-from lvqcodec.cli.common import device_option, set_up_torch, threads_option, write_file
+from lvqcodec.cli.common import device_option, set_up_torch, threads_option, tune_option, write_file
 from lvqcodec.errors import UsageError
 
 
@@ -159,8 +159,9 @@ def _numbers(lowest: int, highest: int) -> Callable[..., list[int]]:
     show_default=True,
     callback=_numbers(0, 9),
     metavar="N,...",
-    help="One or more of 0..9: a curve each.",
+    help="One or more of 0..9: a curve each; effort 0 is tuned for nothing.",
 )
+@tune_option
 @click.option(
     "--codecs",
     metavar="NAME,...",
@@ -187,6 +188,7 @@ def evaluate(
     model: str,
     lattice: str | None,
     efforts: list[int],
+    tune: str,
     codecs: str | None,
     device: str,
     threads: int | None,
@@ -217,6 +219,7 @@ def evaluate(
         model=model,
         lattice=lattice,
         efforts=efforts,
+        tune=tune,
         device=device,
         anchors=anchors,
         limit=limit,

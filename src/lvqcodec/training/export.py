@@ -22,12 +22,12 @@ from lvqcodec import __version__
 from lvqcodec.catalog import is_plain_name, read_card
 from lvqcodec.coding.tables import CodingTables, Histograms, fit_tables, parametric_tables
 from lvqcodec.config import QUALITIES
+from lvqcodec.distortion import LOSS
 from lvqcodec.errors import UsageError
 from lvqcodec.imageio import atomic_write
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler, load_pictures
-from lvqcodec.training.distortion import LOSS
 from lvqcodec.training.loop import say
 from lvqcodec.training.optimizers import group_of, make_optimizers, set_learning_rate
 from lvqcodec.training.ranks import choose_device

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvqcodec.config import CodecConfig, from_table
+from lvqcodec.distortion import TUNES
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 
 GROUPS = ("klt", "analysis", "synthesis", "entropy", "steps")
 """What a stage may train: linear path, networks of g_a, of g_s, probability model, steps."""
-
-TUNES = ("psnr", "ms-ssim")
-"""What a codec may be tuned for, see `distortion`."""
 
 
 @dataclass(frozen=True)

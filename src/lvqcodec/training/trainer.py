@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lvqcodec.distortion import distortion, weight
 from lvqcodec.errors import UsageError
 from lvqcodec.layers import channels_last
 from lvqcodec.model import CodecModel
 from lvqcodec.training.checkpoint import read_checkpoint, read_weights, write_checkpoint
 from lvqcodec.training.data import CropSampler, to_device
-from lvqcodec.training.distortion import distortion, weight
 from lvqcodec.training.init import fit_linear, initialise, linear_is_fitted
 from lvqcodec.training.optimizers import group_of, make_optimizers, set_learning_rate
 from lvqcodec.training.ranks import Ranks

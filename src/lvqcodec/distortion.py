@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe is tuned for: the distortion in bpp + weight * distortion."""
+"""What training and the encoder can be tuned for: the distortion in bpp + weight * distortion."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from lvqcodec.errors import UsageError
 from lvqcodec.metrics import extra
 
 Distortion = Callable[[Tensor, Tensor], Tensor]
-"""Maps pictures x_hat and x (B, 3, H, W) in [0, 1] to distortions (B,), 0 where they are equal."""
+"""Maps pictures x_hat and x (B, 3 or 1, H, W) in [0, 1] to distortions (B,), 0 for equal ones."""
 
 Scalar = TypeVar("Scalar", float, Tensor)
+
+TUNES = ("psnr", "ms-ssim")
+"""What a codec or a file may be tuned for."""
 
 # The ends of the Lagrangians with which CompressAI (Begaint et al., 2020) trained its models for
 # lmbda * 255^2 * MSE and for lmbda_ms * (1 - MS-SSIM), at about the same eight rates.
@@ -45,10 +49,12 @@ def weight(tune: str, lmbda: Scalar) -> Scalar:
 
 
 def distortion(tune: str) -> Distortion:
-    """Return the distortion of a tune (see `recipe.TUNES`): MSE, or 1 - MS-SSIM.
+    """Return the distortion of one of `TUNES`: MSE, or 1 - MS-SSIM.
 
     MS-SSIM takes pictures of at least 161 x 161 pixels; UsageError if its package is missing.
     """
+    if tune not in TUNES:
+        raise UsageError(f"tune {tune!r} is unknown; choose from {', '.join(TUNES)}")
     if tune == "psnr":
         return _mse
     measure = extra("pytorch_msssim").ms_ssim
