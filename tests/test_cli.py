@@ -564,3 +564,40 @@ def test_eval_of_no_pictures_is_a_usage_error(tmp_path: Path) -> None:
         result = lvq("eval", folder)
         assert result.exit_code == 2
         complaint(result)
+
+
+# hostile input
+
+
+def test_pictures_beyond_max_pixels_are_refused(png: Path, file: Path, tmp_path: Path) -> None:
+    pixels = WIDTH * HEIGHT
+    for name, source in (("encode", png), ("decode", file)):
+        out = tmp_path / f"{name}.out.ppm"
+        result = lvq(name, source, out, "--max-pixels", pixels - 1)
+        assert result.exit_code == 5
+        assert f"limit of {pixels - 1} pixels" in complaint(result)
+        assert not out.exists()
+        assert lvq(name, source, out, "--max-pixels", pixels).exit_code == 0
+        assert out.exists()
+    assert lvq("decode", file, "-", "--max-pixels", 0).exit_code == 2
+
+
+def test_a_size_that_the_bytes_cannot_fill_is_refused(tmp_path: Path, stream: bytes) -> None:
+    header = Header(65535, 4096, 3, 50, "e8", read_header(stream).model)
+    (tmp_path / "tiny.lvq").write_bytes(pack(header, [Section(1, bytes(12))]))
+    result = lvq("decode", tmp_path / "tiny.lvq")
+    assert result.exit_code == 3
+    assert "too short for their picture" in complaint(result)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs an endless file")
+@pytest.mark.parametrize("command", ["decode", "info", "encode"])
+def test_endless_input_of_another_kind_is_not_read_to_its_end(command: str) -> None:
+    with open("/dev/zero", "rb") as endless:
+        arguments = ["info", "-"] if command == "info" else [command, "-", "-"]
+        result = subprocess.run(
+            [*LVQ, *arguments], stdin=endless, capture_output=True, timeout=60, check=False
+        )
+    assert result.returncode == 3
+    assert result.stdout == b""
+    assert len(result.stderr.splitlines()) == 1

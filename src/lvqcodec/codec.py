@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lvqcodec import ratecontrol, stream
 from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest
-from lvqcodec.container import SECTION_LATENTS, unpack
+from lvqcodec.container import MAX_PIXELS, SECTION_LATENTS, check_limit, unpack
 from lvqcodec.effort import MAX_EFFORT, Progress, Report, search
 from lvqcodec.errors import UsageError
 from lvqcodec.ratecontrol import Goal
@@ -146,12 +146,14 @@ def estimate_bits(
     return stream.estimate_bits(stream.analyse(image, loaded, quality, lattice))
 
 
-def decode(data: bytes, *, device: str = "auto") -> NDArray[np.uint8]:
+def decode(data: bytes, *, device: str = "auto", max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decompress the bytes of an .lvq file to uint8 (H, W, 3) or (H, W) for a grey picture.
 
-    Raises FormatError (StreamError) for damaged data, ModelNotFound, ModelMismatch.
+    Raises FormatError (StreamError) for damaged data, UnsupportedImage for a picture of more than
+    max_pixels, before anything of its size is allocated, ModelNotFound, ModelMismatch.
     """
     header, sections = unpack(data)
+    check_limit(header.width, header.height, max_pixels)
     loaded = stream.load_card(find_by_digest(header.model), stream.find_device(device))
     y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
     return stream.reconstruct(header, loaded, y_hat)

@@ -90,7 +90,7 @@ import zlib
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
-from lvqcodec.errors import FormatError
+from lvqcodec.errors import FormatError, UnsupportedImage
 
 MAGIC = b"\x8bLVQ\r\n\x1a\n"
 CONTAINER_VERSION = 1
@@ -229,6 +229,14 @@ def check_size(width: int, height: int) -> None:
             raise FormatError(f"{name} {side} is outside 1..{MAX_SIDE}")
     if width * height > MAX_PIXELS:
         raise FormatError(f"{width} x {height} is more than {MAX_PIXELS} pixels")
+
+
+def check_limit(width: int, height: int, max_pixels: int) -> None:
+    """Raise UnsupportedImage for a picture of more pixels than whoever asks wants to take."""
+    if width * height > max_pixels:
+        raise UnsupportedImage(
+            f"{width} x {height} is more than the limit of {max_pixels} pixels (--max-pixels)"
+        )
 
 
 def looks_like(data: bytes) -> str | None:

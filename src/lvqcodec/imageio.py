@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from lvqcodec.container import check_size, looks_like
+from lvqcodec.container import MAX_PIXELS, check_limit, check_size, looks_like
 from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
 
 _READABLE = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "PPM", "TIFF")
@@ -73,11 +73,13 @@ _PATH = (str, os.PathLike)
 _Reader = Callable[[IO[bytes], str | bytes], ImageFile.ImageFile]
 
 
-def load(source: str | os.PathLike[str] | BinaryIO) -> NDArray[np.uint8]:
+def load(
+    source: str | os.PathLike[str] | BinaryIO, *, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Read a picture: uint8 (H,W,3) sRGB or (H,W) grey, the values as stored.
 
     Raises UsageError if there is no such file, FormatError if it is broken or no picture, and
-    UnsupportedImage if it is of a kind that is not coded.
+    UnsupportedImage if it is of a kind that is not coded or of more than max_pixels.
     """
     name = os.fspath(source) if isinstance(source, _PATH) else "the picture"
     try:
@@ -95,7 +97,7 @@ def load(source: str | os.PathLike[str] | BinaryIO) -> NDArray[np.uint8]:
         raise FormatError(f"{name} is no intact picture; kinds read: {', '.join(_READABLE)}")
     try:
         image = reader(BytesIO(data), name)
-        obstacle = _find_obstacle(image, data)
+        obstacle = _find_obstacle(image, data, max_pixels)
         if obstacle is None:
             return np.array(image)
     except Exception as error:  # Pillow lets out whatever its parsers stumble over
@@ -169,11 +171,12 @@ def _find_reader(head: bytes) -> _Reader | None:
     return None
 
 
-def _find_obstacle(image: ImageFile.ImageFile, data: bytes) -> str | None:
+def _find_obstacle(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> str | None:
     """Return what keeps a picture from being coded, and the remedy; decodes it only at the end."""
     try:
         check_size(*image.size)
-    except FormatError as error:
+        check_limit(*image.size, max_pixels)
+    except (FormatError, UnsupportedImage) as error:
         return f"a size that is not coded: {error}; scale it down or cut it into parts first"
     frames = getattr(image, "n_frames", 1)
     if frames > 1:

@@ -17,6 +17,7 @@ from lvqcodec.cli.common import (
     device_option,
     display_name,
     lattice_option,
+    max_pixels_option,
     model_option,
     output_path,
     read_file,
@@ -26,7 +27,7 @@ from lvqcodec.cli.common import (
     threads_option,
     write_file,
 )
-from lvqcodec.container import unpack
+from lvqcodec.container import check_limit, unpack
 from lvqcodec.errors import UsageError
 
 _FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
@@ -90,6 +91,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 @lattice_option
 @device_option
 @threads_option
+@max_pixels_option
 @click.option("--psnr", is_flag=True, help="Report the PSNR over all samples.")
 def encode(
     source: str,
@@ -104,6 +106,7 @@ def encode(
     lattice: str | None,
     device: str,
     threads: int | None,
+    max_pixels: int,
     psnr: bool,
 ) -> None:
     """Encode the picture IN (8-bit RGB or greyscale) to the file OUT.
@@ -123,7 +126,7 @@ def encode(
     out = output_path(source, out, ".lvq")
     from lvqcodec import imageio
 
-    image = imageio.load(sys.stdin.buffer if source == "-" else source)
+    image = imageio.load(sys.stdin.buffer if source == "-" else source, max_pixels=max_pixels)
     height, width = image.shape[:2]
     if target_bpp is not None:
         target_size = max(int(target_bpp * height * width / 8), 1)
@@ -181,8 +184,14 @@ def _meter() -> Callable[[Any], None]:
 )
 @device_option
 @threads_option
+@max_pixels_option
 def decode(
-    source: str, out: str | None, file_format: str | None, device: str, threads: int | None
+    source: str,
+    out: str | None,
+    file_format: str | None,
+    device: str,
+    threads: int | None,
+    max_pixels: int,
 ) -> None:
     """Decode the .lvq file IN to the picture OUT.
 
@@ -194,7 +203,8 @@ def decode(
         # most often the very picture that the file was made from
         raise UsageError(f"{display_name(out)} exists already: name it as OUT to replace it")
     data = read_file(source)
-    unpack(data)  # a broken file is refused before torch is loaded
+    header, _ = unpack(data)  # a broken file is refused before torch is loaded
+    check_limit(header.width, header.height, max_pixels)
     set_up_torch(device, threads)
     from lvqcodec import codec, imageio
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import click
 
 from lvqcodec.catalog import DEFAULT_MODEL
+from lvqcodec.container import MAX_HEADER_BYTES, MAX_PIXELS, read_header
 from lvqcodec.errors import LvqError, UsageError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -63,8 +64,11 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def read_file(path: str) -> bytes:
-    """Read a file; `-` is stdin."""
-    return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    """Read an lvq file whose header is intact; `-` is stdin. Raises FormatError, OSError."""
+    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+        head = file.read(MAX_HEADER_BYTES)
+        read_header(head)  # what is none, and may never end, is not read to its end
+        return head + file.read()
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -129,6 +133,13 @@ device_option = click.option(
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]"
+)
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=MAX_PIXELS,
+    metavar="N",
+    help="Refuse a larger picture before it takes memory.  [default: 2^28, as the format does]",
 )
 model_option = click.option(
     "-m",
