@@ -601,3 +601,67 @@ def test_endless_input_of_another_kind_is_not_read_to_its_end(command: str) -> N
     assert result.returncode == 3
     assert result.stdout == b""
     assert len(result.stderr.splitlines()) == 1
+
+
+# what is said
+
+
+def test_quiet_says_nothing(png: Path, tmp_path: Path) -> None:
+    small, back = tmp_path / "small.lvq", tmp_path / "back.png"
+    for arguments in (("encode", png, small, "--psnr"), ("decode", small, back)):
+        result = lvq(*arguments, "--quiet")
+        assert (result.exit_code, result.output) == (0, "")
+    assert small.exists() and back.exists()
+    assert complaint(lvq("decode", png, "--quiet"))  # errors are said all the same
+
+
+def test_json_is_all_that_is_said(png: Path, tmp_path: Path) -> None:
+    small, back = tmp_path / "small.lvq", tmp_path / "back.ppm"
+    result = lvq("encode", png, small, "--json", "--quality", 30, "--psnr")
+    assert result.exit_code == 0 and result.stderr == ""
+    facts = json.loads(result.stdout)
+    data = small.read_bytes()
+    assert facts["source"] == str(png) and facts["file"] == str(small)
+    assert facts["bytes"] == len(data) and facts["bpp"] == 8 * len(data) / (WIDTH * HEIGHT)
+    assert (facts["width"], facts["height"], facts["channels"]) == (WIDTH, HEIGHT, 3)
+    assert (facts["quality"], facts["lattice"], facts["model"]) == (30, "e8", "normal")
+    assert facts["psnr"] == pytest.approx(psnr(photo(), codec.decode(data)), abs=0.05)
+    assert facts["seconds"] > 0
+    assert json.loads(lvq("encode", png, small, "--json").stdout)["psnr"] is None
+
+    result = lvq("decode", small, back, "--json")
+    assert result.exit_code == 0 and result.stderr == ""
+    facts = json.loads(result.stdout)
+    assert facts.pop("seconds") > 0
+    assert facts == {
+        "source": str(small),
+        "file": str(back),
+        "width": WIDTH,
+        "height": HEIGHT,
+        "channels": 3,
+    }
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_json_and_data_do_not_share_stdout(command: str, png: Path, file: Path) -> None:
+    source = png if command == "encode" else file
+    result = lvq(command, source, "-", "--json")
+    assert result.exit_code == 2
+    assert "--json writes to stdout" in complaint(result)
+
+
+@pytest.mark.parametrize("command", ["info", "decode"])
+def test_a_reader_that_has_had_enough_is_no_error(command: str, file: Path) -> None:
+    arguments = ["info", *[str(file)] * 3000] if command == "info" else ["decode", str(file), "-"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as out:
+        result = subprocess.run(
+            [*LVQ, *arguments, *(["--quiet"] if command == "decode" else [])],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert result.stderr == b""
+    assert result.returncode in (1, -13)

@@ -16,18 +16,21 @@ import click
 from lvqcodec.cli.common import (
     device_option,
     display_name,
+    json_option,
     lattice_option,
     max_pixels_option,
     model_option,
     output_path,
+    quiet_option,
     read_file,
+    refuse_json_beside_data,
     set_up_torch,
     size_facts,
     summarise,
     threads_option,
     write_file,
 )
-from lvqcodec.container import check_limit, unpack
+from lvqcodec.container import check_limit, read_header, unpack
 from lvqcodec.errors import UsageError
 
 _FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
@@ -93,6 +96,8 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 @threads_option
 @max_pixels_option
 @click.option("--psnr", is_flag=True, help="Report the PSNR over all samples.")
+@quiet_option
+@json_option
 def encode(
     source: str,
     out: str | None,
@@ -108,6 +113,8 @@ def encode(
     threads: int | None,
     max_pixels: int,
     psnr: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Encode the picture IN (8-bit RGB or greyscale) to the file OUT.
 
@@ -124,6 +131,8 @@ def encode(
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
     out = output_path(source, out, ".lvq")
+    refuse_json_beside_data(as_json, out)
+    meter = sys.stderr.isatty() and not quiet
     from lvqcodec import imageio
 
     image = imageio.load(sys.stdin.buffer if source == "-" else source, max_pixels=max_pixels)
@@ -144,21 +153,34 @@ def encode(
         effort=effort,
         max_seconds=max_seconds,
         device=device,
-        report=_meter() if sys.stderr.isatty() else None,
+        report=_meter() if meter else None,
     )
-    if sys.stderr.isatty():
+    if meter:
         click.echo("\r\033[K", nl=False, err=True)  # what the meter showed last
     seconds = time.perf_counter() - start
-    facts = size_facts(len(found.data), width, height)
-    if psnr or found.psnr is not None:
-        decibels = found.psnr
-        if decibels is None:
-            from lvqcodec import metrics
+    words = size_facts(len(found.data), width, height)
+    decibels = found.psnr
+    if psnr and decibels is None:
+        from lvqcodec import metrics
 
-            decibels = metrics.psnr(image, codec.decode(found.data, device=device))
-        facts.append(f"{decibels:.2f} dB")
+        decibels = metrics.psnr(image, codec.decode(found.data, device=device))
+    if decibels is not None:
+        words.append(f"{decibels:.2f} dB")
     write_file(out, found.data)
-    summarise(source, out, [*facts, f"{seconds:.2f} s"])
+    header = read_header(found.data)
+    facts = {
+        "bytes": len(found.data),
+        "width": width,
+        "height": height,
+        "channels": header.channels,
+        "bpp": 8 * len(found.data) / (width * height),
+        "psnr": decibels,
+        "quality": header.quality,
+        "lattice": header.lattice,
+        "model": model,
+        "seconds": seconds,
+    }
+    summarise(source, out, [*words, f"{seconds:.2f} s"], facts if as_json else None, quiet)
 
 
 def _meter() -> Callable[[Any], None]:
@@ -185,6 +207,8 @@ def _meter() -> Callable[[Any], None]:
 @device_option
 @threads_option
 @max_pixels_option
+@quiet_option
+@json_option
 def decode(
     source: str,
     out: str | None,
@@ -192,6 +216,8 @@ def decode(
     device: str,
     threads: int | None,
     max_pixels: int,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Decode the .lvq file IN to the picture OUT.
 
@@ -202,6 +228,7 @@ def decode(
     if implied and out != "-" and os.path.exists(out):
         # most often the very picture that the file was made from
         raise UsageError(f"{display_name(out)} exists already: name it as OUT to replace it")
+    refuse_json_beside_data(as_json, out)
     data = read_file(source)
     header, _ = unpack(data)  # a broken file is refused before torch is loaded
     check_limit(header.width, header.height, max_pixels)
@@ -218,4 +245,11 @@ def decode(
     else:
         imageio.save(image, out, format=file_format)
     height, width = image.shape[:2]
-    summarise(source, out, [f"{width}x{height}", f"{seconds:.2f} s"])
+    facts = {
+        "width": width,
+        "height": height,
+        "channels": header.channels,
+        "seconds": seconds,
+    }
+    words = [f"{width}x{height}", f"{seconds:.2f} s"]
+    summarise(source, out, words, facts if as_json else None, quiet)

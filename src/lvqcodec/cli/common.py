@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NoReturn
 
@@ -95,15 +96,29 @@ def output_path(source: str, out: str | None, suffix: str) -> str:
     return out
 
 
+def refuse_json_beside_data(as_json: bool, out: str) -> None:
+    """Raise UsageError where both a picture and JSON would go to stdout."""
+    if as_json and out == "-":
+        raise UsageError("--json writes to stdout, and so does OUT: name an output file")
+
+
 def display_name(path: str, std: str = "-") -> str:
     """Return a path as it can be printed, `std` for `-`."""
     return std if path == "-" else click.format_filename(path)
 
 
-def summarise(source: str, out: str, facts: Sequence[str]) -> None:
-    """Say on stderr what was made of what."""
-    names = f"{display_name(source, 'stdin')} -> {display_name(out, 'stdout')}"
-    click.echo(f"{names}: {', '.join(facts)}", err=True)
+def summarise(
+    source: str, out: str, words: Sequence[str], facts: Mapping[str, Any] | None, quiet: bool
+) -> None:
+    """Say what was made of what: `words` on stderr unless quiet, or `facts` on stdout as JSON."""
+    if facts is not None:
+        names = {"source": display_name(source), "file": display_name(out)}
+        click.echo(json.dumps({**names, **facts}))
+        return
+    if quiet:
+        return
+    way = f"{display_name(source, 'stdin')} -> {display_name(out, 'stdout')}"
+    click.echo(f"{way}: {', '.join(words)}", err=True)
 
 
 def set_up_torch(device: str, threads: int | None) -> None:
@@ -140,6 +155,10 @@ max_pixels_option = click.option(
     default=MAX_PIXELS,
     metavar="N",
     help="Refuse a larger picture before it takes memory.  [default: 2^28, as the format does]",
+)
+quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Say on stdout, as one JSON object, what was done."
 )
 model_option = click.option(
     "-m",
