@@ -187,7 +187,7 @@ def _damaged() -> dict[str, tuple[bytes, int, str]]:
         "section-length-endless": (head + b"\x01" + b"\xff" * 8, 3, "more than 5 bytes"),
         "section-length-large": (head + b"\x01\xff\xff\xff\xff\x7f" + body, 3, "is truncated"),
         "section-twice": (data + body, 3, "two sections of kind 0x01"),
-        "section-unknown": (head + crc(b"\x02\x01a") + body, 3, "kind 0x02 is needed"),
+        "section-unknown": (head + crc(b"\x70\x01a") + body, 3, "kind 0x70 is needed"),
         "trailing-bytes": (data + b"\0", 3, "what follows the picture"),
         "latents-empty": (latents(b""), 3, "too short"),
         "latents-cut": (latents(payload[: len(payload) // 2]), 3, ""),

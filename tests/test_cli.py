@@ -322,7 +322,7 @@ def test_a_broken_picture_exits_3(data: bytes, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16", "CMYK"])
+@pytest.mark.parametrize("mode", ["I;16", "CMYK"])
 def test_an_unsupported_picture_exits_5(mode: str, tmp_path: Path) -> None:
     path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
     Image.new(mode, (20, 10)).save(path)
@@ -464,6 +464,7 @@ def test_info_says_what_is_in_the_file(file: Path) -> None:
         "model": card.name,
         "digest": card.digest[:8],
         "stream_version": 1,
+        **dict.fromkeys(("alpha", "icc", "exif", "xmp"), 0),
     }
     line = lvq("info", file).stdout
     assert line.startswith(f"{file}: {WIDTH}x{HEIGHT} RGB, {size:,} bytes, ")
@@ -639,6 +640,7 @@ def test_json_is_all_that_is_said(png: Path, tmp_path: Path) -> None:
         "width": WIDTH,
         "height": HEIGHT,
         "channels": 3,
+        "left_out": [],
     }
 
 

@@ -128,8 +128,8 @@ def test_every_flipped_bit_is_refused():
         "payload": (with_byte(GOLDEN, 30, 0), "the section at byte 24 is damaged"),
         "length": (with_byte(GOLDEN, 25, 9), "the section at byte 24 is truncated"),
         "required": (
-            checked(HEAD) + checked(b"\x02\x01!") + checked(LATENTS),
-            "section of kind 0x02 is needed to decode and not known: upgrade",
+            checked(HEAD) + checked(b"\x7f\x01!") + checked(LATENTS),
+            "section of kind 0x7f is needed to decode and not known: upgrade",
         ),
         "twice": (GOLDEN + checked(LATENTS), "two sections of kind 0x01"),
         "optional twice": (
@@ -166,7 +166,7 @@ def test_latents_are_written_last():
         ([], "latents"),
         ([0x80], "latents"),
         ([1, 1], "two sections of kind 0x01"),
-        ([1, 2], "kind 0x02"),
+        ([1, 0x7F], "kind 0x7f"),
     ],
 )
 def test_pack_refuses_what_unpack_would(kinds, message):

@@ -17,6 +17,7 @@ from lvqcodec import catalog
 from lvqcodec.codec import decode
 from lvqcodec.container import (
     MAGIC,
+    SECTION_ALPHA,
     SECTION_LATENTS,
     Header,
     Section,
@@ -81,7 +82,7 @@ def test_sections_with_right_checksums(sections, data):
     fine = (
         kinds.count(SECTION_LATENTS) == 1
         and len(set(kinds)) == len(kinds)
-        and all(kind & 0x80 or kind == SECTION_LATENTS for kind in kinds)
+        and all(kind & 0x80 or kind in (SECTION_LATENTS, SECTION_ALPHA) for kind in kinds)
     )
     file = head + b"".join(bodies)
     if fine:

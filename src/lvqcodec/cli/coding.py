@@ -95,7 +95,30 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 @device_option
 @threads_option
 @max_pixels_option
-@click.option("--psnr", is_flag=True, help="Report the PSNR over all samples.")
+@click.option(
+    "--alpha-quality",
+    type=click.IntRange(0, 100),
+    default=100,
+    show_default=True,
+    help="Of the transparency: 100 is lossless, less is smaller.",
+)
+@click.option(
+    "--strip",
+    is_flag=True,
+    help="Leave metadata out; the picture is turned upright and keeps a profile that is not sRGB.",
+)
+@click.option(
+    "--to-srgb8",
+    is_flag=True,
+    help="Convert other colours and more bits to 8-bit sRGB, instead of refusing them.",
+)
+@click.option(
+    "--frame",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Which frame or page of several, from 1.",
+)
+@click.option("--psnr", is_flag=True, help="Report the PSNR over all samples, but not of alpha.")
 @quiet_option
 @json_option
 def encode(
@@ -112,11 +135,15 @@ def encode(
     device: str,
     threads: int | None,
     max_pixels: int,
+    alpha_quality: int,
+    strip: bool,
+    to_srgb8: bool,
+    frame: int | None,
     psnr: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Encode the picture IN (8-bit RGB or greyscale) to the file OUT.
+    """Encode the picture IN to the file OUT, with its transparency and metadata.
 
     OUT defaults to IN with the suffix .lvq and replaces a file of that name. `-` is stdin or
     stdout. PNG, JPEG, WebP, AVIF, BMP, PPM and TIFF are read. One summary line goes to stderr.
@@ -135,8 +162,14 @@ def encode(
     meter = sys.stderr.isatty() and not quiet
     from lvqcodec import imageio
 
-    image = imageio.load(sys.stdin.buffer if source == "-" else source, max_pixels=max_pixels)
-    height, width = image.shape[:2]
+    picture = imageio.load_picture(
+        sys.stdin.buffer if source == "-" else source,
+        frame=frame,
+        to_srgb8=to_srgb8,
+        stripped=strip,
+        max_pixels=max_pixels,
+    )
+    height, width = picture.pixels.shape[:2]
     if target_bpp is not None:
         target_size = max(int(target_bpp * height * width / 8), 1)
     set_up_torch(device, threads)
@@ -144,11 +177,12 @@ def encode(
 
     start = time.perf_counter()
     found = codec.encode_image(
-        image,
+        picture,
         model=model,
         quality=quality,
         target_bytes=target_size,
         target_psnr=target_psnr,
+        alpha_quality=alpha_quality,
         lattice=lattice,
         effort=effort,
         max_seconds=max_seconds,
@@ -163,7 +197,9 @@ def encode(
     if psnr and decibels is None:
         from lvqcodec import metrics
 
-        decibels = metrics.psnr(image, codec.decode(found.data, device=device))
+        decibels = metrics.psnr(
+            picture.pixels, codec.decode_picture(found.data, device=device).pixels
+        )
     if decibels is not None:
         words.append(f"{decibels:.2f} dB")
     write_file(out, found.data)
@@ -204,6 +240,11 @@ def _meter() -> Callable[[Any], None]:
     type=click.Choice(_FORMATS),
     help="Picture format.  [default: by OUT's suffix; png on stdout]",
 )
+@click.option(
+    "--background",
+    metavar="COLOUR",
+    help="Colour to put behind transparent pixels, as CSS names it: white, #ffe0c0.",
+)
 @device_option
 @threads_option
 @max_pixels_option
@@ -213,6 +254,7 @@ def decode(
     source: str,
     out: str | None,
     file_format: str | None,
+    background: str | None,
     device: str,
     threads: int | None,
     max_pixels: int,
@@ -236,20 +278,21 @@ def decode(
     from lvqcodec import codec, imageio
 
     start = time.perf_counter()
-    image = codec.decode(data, device=device)
+    picture = codec.decode_picture(data, device=device)
     seconds = time.perf_counter() - start
-    if out == "-":
-        picture = io.BytesIO()
-        imageio.save(image, picture, format=file_format)
-        write_file(out, picture.getvalue())
-    else:
-        imageio.save(image, out, format=file_format)
-    height, width = image.shape[:2]
+    target = io.BytesIO() if out == "-" else out
+    left_out = imageio.save(picture, target, format=file_format, background=background)
+    if isinstance(target, io.BytesIO):
+        write_file(out, target.getvalue())
+    height, width = picture.pixels.shape[:2]
     facts = {
         "width": width,
         "height": height,
         "channels": header.channels,
+        "left_out": list(left_out),
         "seconds": seconds,
     }
     words = [f"{width}x{height}", f"{seconds:.2f} s"]
+    if left_out:
+        words.append(f"without {' and '.join(left_out)}")
     summarise(source, out, words, facts if as_json else None, quiet)
