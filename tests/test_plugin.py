@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_photograph
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 import lvqcodec
 from lvqcodec import plugin
@@ -260,6 +260,70 @@ def test_what_another_plugin_takes_is_ignored(tiny):
 
 def make_image():
     return Image.fromarray(make_photograph(16, 16))
+
+
+# alpha and metadata
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_modes_come_back(tiny, mode, tmp_path):
+    image = make_image().convert(mode)
+    if mode.endswith("A"):
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(tmp_path / "a.lvq", model=tiny)
+    with Image.open(tmp_path / "a.lvq") as opened:
+        assert opened.mode == mode
+        back = opened.copy()
+    if mode.endswith("A"):
+        assert np.array_equal(np.asarray(back.getchannel("A")), np.asarray(image.getchannel("A")))
+    assert np.array_equal(np.asarray(back), decode((tmp_path / "a.lvq").read_bytes()))
+
+
+def test_alpha_quality(tiny):
+    image = Image.new("RGBA", (96, 96))
+    image.putalpha(Image.effect_noise(image.size, 90))
+    assert len(saved(image, model=tiny, alpha_quality=0)) < len(saved(image, model=tiny)) - 50
+
+
+def test_metadata_come_back_without_loading(tiny):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "somebody"
+    exif[ExifTags.Base.Orientation] = 6
+    data = saved(make_image(), model=tiny, icc_profile=profile, exif=exif, xmp=b"<x/>")
+    with Image.open(BytesIO(data)) as image:
+        assert image.info["icc_profile"] == profile
+        assert image.info["xmp"] == b"<x/>"
+        assert image.getexif()[ExifTags.Base.Artist] == "somebody"
+        assert image.tile, "not loaded so far"
+        assert ImageOps.exif_transpose(image.resize((4, 8))).size == (8, 4)
+        again = saved(image, model=tiny)
+        without = saved(image, model=tiny, icc_profile=None)
+    # as of Pillow's own formats: the profile stays, the rest must be given again
+    with Image.open(BytesIO(again)) as image:
+        assert image.info["icc_profile"] == profile
+        assert "exif" not in image.info and "xmp" not in image.info
+    assert "icc_profile" not in Image.open(BytesIO(without)).info
+    raw = saved(make_image(), model=tiny, exif=exif.tobytes())
+    assert raw == saved(make_image(), model=tiny, exif=exif)
+    assert raw == saved(make_image(), model=tiny, exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+
+
+def test_broken_metadata_are_an_error_of_loading(tiny):
+    data = bytearray(saved(make_image(), model=tiny, xmp=b"<packet/>"))
+    at = data.index(b"<packet/>")
+    data[at] ^= 1
+    image = Image.open(BytesIO(data))
+    assert "xmp" not in image.info
+    with pytest.raises(OSError, match="damaged"):
+        image.load()
+
+
+def test_a_transparent_colour_is_refused(tiny):
+    image = make_image()
+    image.info["transparency"] = (1, 2, 3)
+    with pytest.raises(OSError, match="transparent colour"):
+        saved(image, model=tiny)
 
 
 def test_pillows_parser_takes_it_in_pieces(tiny, sample):

@@ -111,10 +111,12 @@ AA BB CC DD               range coder
 ```
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from lvqcodec.errors import FormatError, UnsupportedImage
 
@@ -249,6 +251,36 @@ def read_header(data: bytes) -> Header:
     The sections are not looked at. Raises FormatError.
     """
     return _parse_header(data)[0]
+
+
+def read_beside(file: BinaryIO) -> tuple[Header, dict[int, bytes]]:
+    """Return the header and all sections but the latents of a file that can be sought in.
+
+    What is returned is checked; the latents are passed over unread. Raises FormatError.
+    """
+    start = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(start)
+    header, at = _parse_header(file.read(MAX_HEADER_BYTES))
+    sections: dict[int, bytes] = {}
+    seen: set[int] = set()
+    while start + at < end:
+        what = f"the section at byte {at}"
+        file.seek(start + at)
+        head = file.read(1 + _MAX_VARINT)
+        length, begin = _varint(head, 1, what)
+        kind, size = head[0], begin + length + 4
+        if start + at + size > end:
+            raise FormatError(f"{what} is truncated; {_AGAIN}")
+        _admit(kind, seen)
+        seen.add(kind)
+        if kind != SECTION_LATENTS:
+            file.seek(start + at)
+            data = file.read(size)
+            _check_crc(data, 0, begin + length, what)
+            sections[kind] = data[begin : begin + length]
+        at += size
+    return header, sections
 
 
 def section_bytes(section: Section) -> int:

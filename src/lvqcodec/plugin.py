@@ -6,44 +6,56 @@
 
     Image.open("photo.lvq").convert("L").save("grey.lvq", quality=30, effort=2)
 
-Opening reads the header alone; numpy and torch are loaded when the pixels are wanted. Saving takes
-the options of `lvqcodec.encode` by the same names. Errors are those that Pillow's own plugins
-raise: UnidentifiedImageError for what is no lvq file, OSError for a broken one, a model that is not
-installed and a mode that is not coded, ValueError for a wrong option.
+Opening reads header and metadata; torch is loaded when the pixels are wanted. Saving takes the
+options of `lvqcodec.encode` by the same names, and `icc_profile`, `exif` and `xmp`; as Pillow's own
+formats do, it takes the profile alone from the image if none is given. Errors are those that
+Pillow's plugins raise: UnidentifiedImageError for what is no lvq file, OSError for a broken one, a
+model that is not installed and a mode that is not coded, ValueError for a wrong option.
 """
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from PIL import Image, ImageFile
 
-from lvqcodec.container import MAGIC, MAX_HEADER_BYTES, read_header, unpack
+from lvqcodec.container import (
+    MAGIC,
+    MAX_HEADER_BYTES,
+    SECTION_ALPHA,
+    read_beside,
+    read_header,
+    unpack,
+)
 from lvqcodec.errors import FormatError, LvqError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from typing import BinaryIO
+
+    from lvqcodec.picture import Picture
 
 FORMAT = "LVQ"
 MIME_TYPE = "image/x-lvq"
 
-_MODES = {1: "L", 3: "RGB"}  # by channels
+_MODES = {(1, False): "L", (1, True): "LA", (3, False): "RGB", (3, True): "RGBA"}
+"""By the number of channels and whether there is alpha."""
+_INFO = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}
+"""What metadata are called by Pillow, in `info` and as options of saving."""
 _OPTIONS = (
     "model",
     "quality",
     "target_bytes",
     "target_psnr",
+    "alpha_quality",
     "lattice",
     "effort",
     "max_seconds",
     "device",
 )
-_METADATA = ("icc_profile", "exif", "xmp")
 
 
 class LvqImageFile(ImageFile.ImageFile):
-    """An opened .lvq file; `info` has its quality and lattice."""
+    """An opened .lvq file; `info` has its quality, lattice and metadata."""
 
     format = FORMAT
     format_description = "Learned image codec"
@@ -55,8 +67,19 @@ class LvqImageFile(ImageFile.ImageFile):
             header = read_header(self.fp.read(MAX_HEADER_BYTES))
         except FormatError as error:
             raise SyntaxError(str(error)) from error
+        self.fp.seek(start)
+        try:
+            _, sections = read_beside(cast("BinaryIO", self.fp))
+            alpha = sections.pop(SECTION_ALPHA, None) is not None
+            if sections:
+                from lvqcodec.extras import unpack_extras
+
+                for name, value in unpack_extras(header, sections).items():
+                    self.info[_INFO[name]] = value
+        except FormatError:
+            alpha = False  # the file is ours, but broken: loading will say how
         self._size = header.width, header.height
-        self._mode = _MODES[header.channels]
+        self._mode = _MODES[header.channels, alpha]
         self.info.update(quality=header.quality, lattice=header.lattice)
         self.tile = [ImageFile._Tile("lvq", (0, 0, *self.size), start, None)]
 
@@ -101,16 +124,12 @@ def _accept(prefix: bytes) -> bool:
 
 
 def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
-    pixels = _to_array(image)
     given = image.encoderinfo
-    metadata = {"icc_profile": image.info.get("icc_profile")} | given
-    for name in _METADATA:
-        if metadata.get(name):
-            raise OSError(f"cannot write {name} as {FORMAT}: convert to sRGB, give {name}=None")
+    picture = _to_picture(image, {"icc_profile": image.info.get("icc_profile")} | given)
     from lvqcodec import codec
 
     try:
-        data = codec.encode(pixels, **{name: given[name] for name in _OPTIONS if name in given})
+        data = codec.encode(picture, **{name: given[name] for name in _OPTIONS if name in given})
     except UsageError as error:
         raise ValueError(str(error)) from error
     except LvqError as error:
@@ -118,13 +137,30 @@ def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     fp.write(data)
 
 
-def _to_array(image: Image.Image) -> NDArray[np.uint8]:
+def _to_picture(image: Image.Image, metadata: dict[str, Any]) -> Picture:
     """Return what is coded of an image; OSError for a mode that is not."""
     if image.mode not in _MODES.values():
         raise OSError(f"cannot write mode {image.mode} as {FORMAT}")
+    if "transparency" in image.info and not image.mode.endswith("A"):
+        raise OSError(f"cannot write a transparent colour as {FORMAT}: convert to RGBA")
     import numpy as np
 
-    return np.array(image)
+    from lvqcodec.picture import Picture
+
+    coded = Picture.of(np.array(image))
+    parts = {name: _to_bytes(metadata.get(option)) for name, option in _INFO.items()}
+    return Picture(coded.pixels, coded.alpha, **parts)
+
+
+def _to_bytes(value: Any) -> bytes | None:
+    """Return metadata as they are coded: EXIF without its prefix, none if empty."""
+    from lvqcodec.metadata import EXIF_PREFIX
+
+    if isinstance(value, Image.Exif):
+        value = value.tobytes()
+    if isinstance(value, str):
+        value = value.encode()
+    return bytes(value).removeprefix(EXIF_PREFIX) or None if value else None
 
 
 Image.register_open(FORMAT, LvqImageFile, _accept)
