@@ -29,6 +29,7 @@ from lvqcodec.coding.tables import CodingTables, RowTable, parametric_tables
 from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig
 from lvqcodec.container import SECTION_LATENTS, Section, pack, read_header, unpack
 from lvqcodec.entropy.base import MEAN_PARTS
+from lvqcodec.picture import Picture
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
@@ -44,12 +45,19 @@ CONFIG = CodecConfig(
 MAX_RADIUS = 40  # short rows: a small file, and escapes are frequent
 
 
+def _with_alpha(pixels: np.ndarray, **metadata: bytes) -> Picture:
+    """A picture whose alpha falls off to one side."""
+    height, width = pixels.shape[:2]
+    alpha = np.linspace(0, 255, width).round().astype(np.uint8)
+    return Picture(pixels, np.tile(alpha, (height, 1)), **metadata)
+
+
 def _noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(7).integers(0, 256, (height, width, 3), np.uint8)
 
 
 # name: (picture, quality, lattice)
-CASES: dict[str, tuple[Callable[[], np.ndarray], int, str]] = {
+CASES: dict[str, tuple[Callable[[], np.ndarray | Picture], int, str]] = {
     "colour-e8-q50": (lambda: make_photograph(52, 77, seed=5), 50, "e8"),
     "colour-z-q50": (lambda: make_photograph(52, 77, seed=5), 50, "z"),
     "colour-e8-q0": (lambda: make_photograph(64, 64, seed=6), 0, "e8"),
@@ -63,6 +71,15 @@ CASES: dict[str, tuple[Callable[[], np.ndarray], int, str]] = {
     "one-pixel-grey": (lambda: np.array([[77]], np.uint8), 90, "z"),
     "row-e8-q60": (lambda: make_photograph(1, 300, seed=9), 60, "e8"),
     "optional-section": (lambda: make_photograph(16, 24, seed=10), 40, "e8"),
+    "alpha-colour": (lambda: _with_alpha(make_photograph(20, 31, seed=11)), 50, "e8"),
+    "alpha-grey": (lambda: _with_alpha(make_photograph(20, 31, channels=1, seed=12)), 50, "z"),
+    "metadata": (
+        lambda: Picture(
+            make_photograph(16, 17, seed=13), icc=b"no profile" * 9, exif=b"II*\0", xmp=b"<x/>"
+        ),
+        50,
+        "e8",
+    ),
 }
 
 
@@ -72,7 +89,19 @@ def integers_digest(data: bytes) -> str:
     loaded = stream.load_card(find_by_digest(header.model), torch.device("cpu"))
     y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
     integers = (y_hat * MEAN_PARTS).to(torch.int32).numpy().astype("<i4")
-    return hashlib.sha256(integers.tobytes()).hexdigest()
+    return sha256(integers.tobytes())
+
+
+def metadata_digests(data: bytes) -> dict[str, str]:
+    """SHA-256 of the metadata in a file."""
+    picture = codec.decode_picture(data, device="cpu")
+    found = {name: getattr(picture, name) for name in ("icc", "exif", "xmp")}
+    return {name: sha256(value) for name, value in found.items() if value is not None}
+
+
+def sha256(data: bytes) -> str:
+    """In hex."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def load_index(folder: Path) -> dict[str, Any]:
@@ -122,8 +151,8 @@ def _add_golden() -> None:
         picture = codec.decode(data, device="cpu")
         path.write_bytes(data)
         Image.fromarray(picture).save(path.with_suffix(".png"))
-        digests = {"sha256": hashlib.sha256(data).hexdigest(), "integers": integers_digest(data)}
-        index[name] = digests
+        index[name] = {"sha256": sha256(data), "integers": integers_digest(data)}
+        index[name] |= metadata_digests(data)
     _save_index(GOLDEN, index)
 
 
@@ -133,6 +162,11 @@ def _add_golden() -> None:
 def crc(data: bytes) -> bytes:
     """Data with its checksum."""
     return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+def _vp8l(width: int, height: int) -> bytes:
+    """The beginning of a VP8L stream of that size, as alpha."""
+    return b"\x01\x2f" + (width - 1 | height - 1 << 14).to_bytes(4, "little") + bytes(9)
 
 
 def _damaged() -> dict[str, tuple[bytes, int, str]]:
@@ -153,6 +187,9 @@ def _damaged() -> dict[str, tuple[bytes, int, str]]:
 
     def latents(value: bytes) -> bytes:
         return pack(header, [Section(SECTION_LATENTS, value)])
+
+    def beside(kind: int, value: bytes) -> bytes:
+        return pack(header, [Section(kind, value), Section(SECTION_LATENTS, payload)])
 
     flipped = bytearray(payload)
     flipped[20] ^= 4
@@ -188,6 +225,22 @@ def _damaged() -> dict[str, tuple[bytes, int, str]]:
         "section-length-large": (head + b"\x01\xff\xff\xff\xff\x7f" + body, 3, "is truncated"),
         "section-twice": (data + body, 3, "two sections of kind 0x01"),
         "section-unknown": (head + crc(b"\x70\x01a") + body, 3, "kind 0x70 is needed"),
+        "alpha-empty": (beside(2, b""), 3, "is empty"),
+        "alpha-coding": (beside(2, b"\x09abc"), 3, "coding 9 of the alpha"),
+        "alpha-constant": (beside(2, b"\x00ab"), 3, "the alpha is damaged"),
+        "alpha-size": (beside(2, _vp8l(16383, 16383)), 3, "the alpha is damaged"),
+        "alpha-damaged": (beside(2, _vp8l(77, 52)), 3, "the alpha is damaged"),
+        "alpha-png": (beside(2, b"\x02\x89PNG\r\n\x1a\n"), 3, "the alpha is damaged"),
+        "alpha-avif": (beside(2, b"\x03" + bytes(30)), 3, "the alpha is damaged"),
+        "icc-empty": (beside(0x81, b""), 3, "is empty"),
+        "exif-coding": (beside(0x82, b"\x07II*"), 3, "coding 7 of the EXIF"),
+        "xmp-damaged": (beside(0x83, b"\x01garbage"), 3, "XMP section is damaged"),
+        "xmp-cut": (beside(0x83, b"\x01" + zlib.compress(bytes(99))[:-5]), 3, "is damaged"),
+        "icc-bomb": (
+            beside(0x81, b"\x01" + zlib.compress(bytes(2**24 + 1), 9)),
+            3,
+            "has not 1 to 16777216 bytes",
+        ),
         "trailing-bytes": (data + b"\0", 3, "what follows the picture"),
         "latents-empty": (latents(b""), 3, "too short"),
         "latents-cut": (latents(payload[: len(payload) // 2]), 3, ""),

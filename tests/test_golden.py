@@ -50,10 +50,14 @@ def test_golden_files_decode_for_ever(name):
     data = (GOLDEN / f"{name}.lvq").read_bytes()
     assert hashlib.sha256(data).hexdigest() == FILES[name]["sha256"], "the file was changed"
     assert golden.integers_digest(data) == FILES[name]["integers"]
+    listed = {key: FILES[name][key] for key in FILES[name].keys() & {"icc", "exif", "xmp"}}
+    assert golden.metadata_digests(data) == listed
     picture = decode(data, device="cpu")
     with Image.open(GOLDEN / f"{name}.png") as image:
         expected = np.array(image)
     assert picture.shape == expected.shape
+    if name.startswith("alpha"):
+        assert np.array_equal(picture[..., -1], expected[..., -1])
     assert np.abs(picture.astype(int) - expected).max() <= 1
 
 
@@ -99,7 +103,8 @@ def test_what_the_container_shows_is_seen_without_decoding():
     inside = {"model", "size-not-of-the-file", "size-beyond-the-bytes"}
     for name, expected in DAMAGED.items():
         result = CliRunner().invoke(main, ["info", "--json", str(CORPUS / f"{name}.lvq")])
-        if name in inside or name.endswith("of-another") or name.startswith("latents-"):
+        beside = ("latents-", "alpha-", "icc-", "exif-", "xmp-")
+        if name in inside or name.endswith("of-another") or name.startswith(beside):
             assert result.exit_code == 0
             assert json.loads(result.stdout)["width"] > 0
         else:
