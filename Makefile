@@ -17,11 +17,13 @@ CODECS ?= jpeg,webp,avif,heic,jxl
 QUALITIES ?= 0,10,20,32,44,56,70,85
 ANCHORS ?=
 RESULTS := runs/bench
+# for `make fuzz`
+MUTATIONS ?= 20000
 comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format types bench train need-data wheel-smoke clean
+.PHONY: help install run test lint format types bench train need-data wheel-smoke golden fuzz clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1#\2/p' $(MAKEFILE_LIST) | \
@@ -72,6 +74,13 @@ need-data:
 
 wheel-smoke: ## build the wheel, install it alone in a fresh environment, code a picture with it
 	PYTHON='$(PYTHON)' .ci/wheel-smoke
+
+golden: $(INSTALLED) ## add golden files for what is new, changing none
+	$(BIN)/python tests/golden.py
+
+fuzz: $(INSTALLED) ## send MUTATIONS=20000 damaged files through the decoder, twice
+	$(BIN)/python bench/fuzz.py --mutations $(MUTATIONS)
+	$(BIN)/python bench/fuzz.py --mutations $(MUTATIONS) --repair
 
 clean: ## remove caches, builds and the demo's files, but neither .venv nor training runs
 	rm -rf dist build runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -76,13 +76,13 @@ def make_model(config=TINY, seed=0):
     return model.requires_grad_(False)
 
 
-def install(model, folder, name, share=None):
+def install(model, folder, name, share=None, tables=None):
     """Freeze a model and put it, card and all, where the catalogue finds it.
 
     With `share` its transform goes into a file of that name.
     """
     model.entropy.freeze()
-    model.tables = parametric_tables()
+    model.tables = tables or parametric_tables()
     parts = pack_parts(model) if share else [pack_weights(model)]
     files = [f"{part}.safetensors" for part in (share, name) if part]
     for file, part in zip(files, parts, strict=True):

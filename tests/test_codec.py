@@ -297,7 +297,8 @@ def test_a_model_in_training_cannot_code(tiny_config):
         np.zeros((8, 8, 3), np.float32),
         np.zeros((8, 8, 3), np.uint16),
         np.zeros((8, 8), bool),
-        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 4), np.float32),
+        np.zeros((8, 8, 5), np.uint8),
         np.zeros((8, 8, 1), np.uint8),
         np.zeros((3, 8, 8), np.uint8),
         np.zeros(8, np.uint8),
@@ -328,6 +329,8 @@ def test_what_is_no_picture_is_refused(tiny, image):
         ({"effort": -1}, "effort -1"),
         ({"max_seconds": 0}, "max_seconds = 0"),
         ({"max_seconds": float("nan")}, "max_seconds = nan"),
+        ({"alpha_quality": 101}, "alpha quality 101"),
+        ({"alpha_quality": 49.5}, "alpha quality 49.5"),
         ({"target_bytes": 0}, "target_bytes = 0"),
         ({"target_psnr": -1.0}, "target_psnr = -1"),
         ({"target_psnr": float("inf")}, "target_psnr = inf"),
@@ -361,3 +364,61 @@ def test_whole_numbers_of_any_type_are_qualities(tiny, photograph):
     wanted = encode(picture, model=tiny, quality=70)
     for quality in (np.int64(70), np.uint8(70), 70.0):
         assert encode(picture, model=tiny, quality=quality) == wanted
+
+
+# sizes that a few bytes claim
+
+
+def claim(data, width, height, payload):
+    header, _ = unpack(data)
+    header = dataclasses.replace(header, width=width, height=height)
+    return pack(header, [Section(SECTION_LATENTS, payload)])
+
+
+def test_a_picture_beyond_the_limit_is_refused_by_its_header(tiny, sample, monkeypatch):
+    picture, data = sample
+    pixels = picture.shape[0] * picture.shape[1]
+    assert np.array_equal(decode(data, max_pixels=pixels), decode(data))
+    monkeypatch.setattr(stream, "load_card", None)  # nothing is loaded for it
+    with pytest.raises(UnsupportedImage, match=rf"52 x 37 .* limit of {pixels - 1} pixels"):
+        decode(data, max_pixels=pixels - 1)
+
+
+@pytest.mark.parametrize("lattice", ["z", "e8"])
+@pytest.mark.parametrize("size", [(65535, 4096), (4096, 65535), (16384, 16384)])
+def test_too_few_bytes_for_the_size_are_refused_before_anything_is_allocated(
+    tiny, sample, size, lattice, monkeypatch
+):
+    data = encode(sample[0], model=tiny, lattice=lattice)
+    monkeypatch.setattr(stream, "_walk", None)
+    for payload in (bytes(4), bytes(16), unpack(data)[1][SECTION_LATENTS], bytes(2000)):
+        assert "too short for their picture" in str(refused(claim(data, *size, payload)))
+
+
+@pytest.mark.parametrize("quality", [0, 50, 100])
+def test_decoding_stops_where_the_bytes_do(tiny, photograph, quality, monkeypatch):
+    """Of a picture 100 times as large hardly more latents are read than the bytes are worth."""
+    data = encode(photograph(64, 64), model=tiny, quality=quality)
+    reads = []
+    read = stream.Quantizer.read
+
+    def counted(self, bins, decoder):
+        j = read(self, bins, decoder)
+        reads.append(len(bins))
+        return j
+
+    monkeypatch.setattr(stream.Quantizer, "read", counted)
+    decode(data)
+    worth = sum(reads)
+    reads.clear()
+    refused(claim(data, 640, 640, unpack(data)[1][SECTION_LATENTS]))
+    assert sum(reads) < 3 * worth
+
+
+def test_flat_pictures_of_any_size_are_not_too_short(tiny):
+    """Their files have the fewest bits a latent that there are."""
+    for value in (0, 128, 255):
+        for lattice in ("z", "e8"):
+            picture = np.full((512, 640), value, np.uint8)
+            data = encode(picture, model=tiny, quality=0, lattice=lattice)
+            assert decode(data).shape == picture.shape

@@ -3,6 +3,7 @@ import re
 import struct
 import tracemalloc
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvqcodec import container
-from lvqcodec.container import MAX_SIDE, SECTION_LATENTS, Header, Section, pack, read_header, unpack
+from lvqcodec.container import (
+    MAX_SIDE,
+    SECTION_LATENTS,
+    Header,
+    Section,
+    pack,
+    read_beside,
+    read_header,
+    unpack,
+)
 from lvqcodec.errors import FormatError
 
 # a whole file, written by hand: 300 x 2, colour, quality 50, E8
@@ -128,8 +138,8 @@ def test_every_flipped_bit_is_refused():
         "payload": (with_byte(GOLDEN, 30, 0), "the section at byte 24 is damaged"),
         "length": (with_byte(GOLDEN, 25, 9), "the section at byte 24 is truncated"),
         "required": (
-            checked(HEAD) + checked(b"\x02\x01!") + checked(LATENTS),
-            "section of kind 0x02 is needed to decode and not known: upgrade",
+            checked(HEAD) + checked(b"\x7f\x01!") + checked(LATENTS),
+            "section of kind 0x7f is needed to decode and not known: upgrade",
         ),
         "twice": (GOLDEN + checked(LATENTS), "two sections of kind 0x01"),
         "optional twice": (
@@ -166,7 +176,7 @@ def test_latents_are_written_last():
         ([], "latents"),
         ([0x80], "latents"),
         ([1, 1], "two sections of kind 0x01"),
-        ([1, 2], "kind 0x02"),
+        ([1, 0x7F], "kind 0x7f"),
     ],
 )
 def test_pack_refuses_what_unpack_would(kinds, message):
@@ -225,3 +235,56 @@ def test_anything_else_is_a_format_error(junk, start, end):
     if data != GOLDEN:
         with pytest.raises(FormatError):
             unpack(data)
+
+
+# reading what is beside the latents
+
+
+class Counted(BytesIO):
+    """A file that knows how much of it was read."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+SECTIONS = [Section(0x81, b"profile"), Section(0xFE, b""), Section(SECTION_LATENTS, bytes(10_000))]
+
+
+@pytest.mark.parametrize("offset", [0, 5])
+def test_what_is_beside_is_read_without_the_latents(offset):
+    data = pack(HEADER, SECTIONS)
+    file = Counted(bytes(offset) + data)
+    file.seek(offset)
+    assert read_beside(file) == (HEADER, {0x81: b"profile", 0xFE: b""})
+    assert file.count < 100
+    # in any order
+    head = data[: data.index(b"\x81\x07")]
+    latents_first = head + checked(LATENTS) + checked(b"\x81\x07profile")
+    assert read_beside(BytesIO(latents_first)) == (HEADER, {0x81: b"profile"})
+    assert read_beside(BytesIO(GOLDEN)) == (HEADER, {})
+
+
+def test_reading_beside_checks_what_it_returns():
+    data = pack(HEADER, SECTIONS)
+    ends = len(data) - 10_007, len(data) - 10_007 - 6  # after the header and whole sections
+    for end in range(len(data) - 10_000):
+        try:
+            _, found = read_beside(BytesIO(data[:end]))
+        except FormatError:
+            continue
+        assert end in (*ends, data.index(b"\x81\x07")), end
+        assert found.items() <= {0x81: b"profile", 0xFE: b""}.items()
+    at = data.index(b"profile")
+    with pytest.raises(FormatError, match="damaged"):
+        read_beside(BytesIO(with_byte(data, at, 0)))
+    for twice in (checked(b"\x81\0") * 2, checked(LATENTS) * 2):
+        with pytest.raises(FormatError, match="two sections"):
+            read_beside(BytesIO(data[: data.index(b"\x81\x07")] + twice))
+    with pytest.raises(FormatError, match="truncated"):
+        read_beside(BytesIO(data[: data.index(b"\x81\x07")] + b"\x81\xff\xff\xff\xff\x7f"))

@@ -157,6 +157,10 @@ def exif(orientation):
     return tags
 
 
+def gamma(value):
+    return chunk(b"gAMA", struct.pack(">I", round(value * 100000)))
+
+
 def frames(form):
     other = Image.new("RGB", (7, 5), "white")
     return written(form=form, save_all=True, append_images=[other])
@@ -178,45 +182,46 @@ DEEP_AVIF = (
 )
 
 ODD = {
-    "palette": (lambda: written("P"), "a palette; expand"),
-    "1 bit": (lambda: written("1"), "1 bit a sample; expand"),
-    "rgba": (lambda: written("RGBA"), "transparency; flatten"),
-    "grey alpha": (lambda: written("LA"), "transparency; flatten"),
-    "tRNS colour": (lambda: written(transparency=(1, 2, 3)), "transparency; flatten"),
-    "tRNS grey": (lambda: written("L", transparency=1), "transparency; flatten"),
-    "webp alpha": (lambda: written("RGBA", "WEBP", lossless=True), "transparency; flatten"),
     "grey 16": (lambda: written("I;16"), "more than 8 bits a sample; reduce"),
     "png 16": (lambda: png(depth=16, rows=bytes(13)), "more than 8 bits a sample; reduce"),
     "ppm 16": (lambda: b"P6 2 1 65535\n" + bytes(12), "more than 8 bits a sample; reduce"),
     "pgm 16": (lambda: b"P5 2 1 65535\n" + bytes(4), "more than 8 bits a sample; reduce"),
     "tiff 16": (lambda: tiff((16, 16, 16), bytes(12)), "more than 8 bits a sample; reduce"),
-    "tiff float": (lambda: written("F", "TIFF"), "more than 8 bits a sample; reduce"),
     "avif 10": (lambda: base64.b64decode(DEEP_AVIF), "more than 8 bits a sample; reduce"),
     "cmyk": (lambda: written("CMYK", "JPEG"), "CMYK colours; convert"),
     "lab": (lambda: written("LAB", "TIFF"), "LAB colours; convert"),
-    "tiff x": (lambda: tiff((8, 8, 8, 8), bytes(8), t338=0), "extra channels; drop"),
-    "raw": (lambda: tiff(t254=1), "a thumbnail in the first place.*; develop"),
-    "pages": (lambda: frames("TIFF"), "2 frames or pages; take one"),
-    "apng": (lambda: frames("PNG"), "2 frames or pages; take one"),
-    "animated webp": (lambda: frames("WEBP"), "2 frames or pages; take one"),
-    "animated avif": (lambda: frames("AVIF"), "2 frames or pages; take one"),
-    "several jpeg": (lambda: frames("MPO"), "2 frames or pages; take one"),
-    "turned jpeg": (lambda: written(form="JPEG", exif=exif(6)), "orientation 6; turn"),
-    "turned png": (lambda: written(exif=exif(3)), "orientation 3; turn"),
-    "turned webp": (lambda: written(form="WEBP", exif=exif(2)), "orientation 2; turn"),
-    "turned avif": (lambda: written(form="AVIF", exif=exif(8)), "orientation 8; turn"),
-    "turned tiff": (lambda: tiff(t274=5), "orientation 5; turn"),
-    "icc": (lambda: written(icc_profile=RED_IS_GREEN), "the colour profile sRGB.*; convert"),
-    "icc jpeg": (lambda: written(form="JPEG", icc_profile=RED_IS_GREEN), "the colour profile"),
-    "icc grey": (lambda: written("L", icc_profile=grey_profile(1.8)), "profile without a name"),
-    "icc broken": (lambda: written(icc_profile=b"x" * 200), "profile that cannot be read"),
-    "gamma": (lambda: png(extra=chunk(b"gAMA", struct.pack(">I", 100000))), "gamma 1.0; convert"),
+    "gamma": (lambda: png(extra=gamma(1)), "gamma 1.0; convert"),
     "primaries": (
         lambda: png(extra=chunk(b"cHRM", struct.pack(">8I", *range(31270, 31278)))),
         "chromaticities of its own; convert",
     ),
     "png p3": (lambda: png(extra=chunk(b"cICP", b"\x0c\x0d\0\1")), "primaries 12 and transfer 13"),
-    "avif hlg": (lambda: coloured_avif(9, 18), "primaries 9 and transfer 18"),
+}
+HOPELESS = {
+    "tiff float": (lambda: written("F", "TIFF"), "8 bits a sample, of no known range; reduce"),
+    "tiff 32": (lambda: written("I", "TIFF"), "8 bits a sample, of no known range; reduce"),
+    "tRNS 16": (
+        lambda: png(depth=16, rows=bytes(13), extra=chunk(b"tRNS", bytes(6))),
+        "a transparent colour of 16 bits; flatten",
+    ),
+    "tiff x": (lambda: tiff((8, 8, 8, 8), bytes(8), t338=0), "extra channels; drop"),
+    "raw": (lambda: tiff(t254=1), "a thumbnail in the first place.*; develop"),
+    "pages": (lambda: frames("TIFF"), "2 frames or pages; choose one with --frame"),
+    "apng": (lambda: frames("PNG"), "2 frames or pages; choose one"),
+    "animated webp": (lambda: frames("WEBP"), "2 frames or pages; choose one"),
+    "animated avif": (lambda: frames("AVIF"), "2 frames or pages; choose one"),
+    "several jpeg": (lambda: frames("MPO"), "2 frames or pages; choose one"),
+    "no gamma": (lambda: png(extra=gamma(0)), "gamma 0.0, which cannot be converted"),
+    "no primaries": (
+        lambda: png(extra=chunk(b"cHRM", bytes(32))),
+        "chromaticities of its own, which cannot be converted",
+    ),
+    "log": (
+        lambda: png(extra=chunk(b"cICP", b"\x01\x09\0\1")),
+        "transfer 9 of H.273, which cannot",
+    ),
+    "png pq": (lambda: png(extra=chunk(b"cICP", b"\x09\x10\0\1")), "the HDR transfer PQ; tone-map"),
+    "avif hlg": (lambda: coloured_avif(9, 18), "the HDR transfer HLG; tone-map"),
     "wide": (lambda: png(width=65536, colour=0), "width 65536 is outside .*; scale it down"),
     "high": (lambda: b"P5 1 65536 255\n", "height 65536 is outside .*; scale it down"),
     "gif": (lambda: written("P", "GIF"), "is GIF, which is not read; convert it to PNG"),
@@ -224,11 +229,39 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize(("data", "message"), ODD.values(), ids=ODD)
+@pytest.mark.parametrize(("data", "message"), (ODD | HOPELESS).values(), ids=ODD | HOPELESS)
 def test_what_is_not_coded_is_refused_with_the_remedy(data, message):
     with pytest.raises(UnsupportedImage, match=message) as caught:
         loaded(data())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [data for data, _ in ODD.values()], ids=ODD)
+def test_what_is_not_coded_is_converted_on_request(data):
+    picture = imageio.load_picture(io.BytesIO(data()), to_srgb8=True)
+    assert picture.pixels.dtype == np.uint8 and picture.icc is None
+
+
+@pytest.mark.parametrize(("data", "message"), HOPELESS.values(), ids=HOPELESS)
+def test_what_cannot_be_converted_stays_refused(data, message):
+    with pytest.raises(UnsupportedImage, match=message):
+        imageio.load_picture(io.BytesIO(data()), to_srgb8=True)
+
+
+def test_inks_without_a_readable_profile_cannot_be_converted():
+    data = io.BytesIO(written("CMYK", "JPEG", icc_profile=b"x" * 200))
+    with pytest.raises(
+        UnsupportedImage, match=r"a colour profile that cannot be used \(.*; convert"
+    ):
+        imageio.load_picture(data, to_srgb8=True)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_load_refuses_transparency_and_load_picture_does_not(mode):
+    data = written(mode, color=(9, 0) if mode == "LA" else (9, 9, 9, 0))
+    with pytest.raises(UnsupportedImage, match="has transparency; flatten it first"):
+        loaded(data)
+    assert imageio.load_picture(io.BytesIO(data)).alpha.max() == 0
 
 
 @pytest.mark.parametrize(
@@ -311,8 +344,8 @@ def test_missing_file(tmp_path):
 
 def test_messages_name_the_file(tmp_path):
     path = tmp_path / "a.png"
-    path.write_bytes(written("P"))
-    with pytest.raises(UnsupportedImage, match=r"^.*a\.png has a palette"):
+    path.write_bytes(written("I;16"))
+    with pytest.raises(UnsupportedImage, match=r"^.*a\.png has more than 8 bits"):
         imageio.load(path)
 
 
@@ -338,7 +371,7 @@ def test_unknown_suffix_names_the_choices(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "image", [COLOUR / 255, COLOUR[..., :2], COLOUR[None], np.zeros(3, np.uint8)]
+    "image", [COLOUR / 255, COLOUR[..., :1], COLOUR[None], np.zeros(3, np.uint8)]
 )
 def test_what_is_no_picture_is_not_saved(image):
     with pytest.raises(UsageError, match=r"a picture is uint8 \(H,W,3\) or \(H,W\), not"):

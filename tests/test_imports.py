@@ -19,7 +19,10 @@ PACKAGE = Path(lvqcodec.errors.__file__).parent
 # from the ground up; a module may import its own floor and those below
 FLOORS = (
     ("errors", "config", "container", "catalog"),
-    ("imageio", "metrics", "peers", "memory", "coding", "coding.tables", "coding.rangecoder"),
+    (
+        *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
+        *("memory", "coding", "coding.tables", "coding.rangecoder"),
+    ),
     ("lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
     ("model", "weights", "distortion", "overfit"),
@@ -40,7 +43,7 @@ APART = (
 ONLY = {
     "click": ("cli", "cli.*", "__main__"),
     "constriction": ("coding.rangecoder",),
-    "PIL": ("imageio", "peers", "plugin", "training.*"),
+    "PIL": ("colour", "extras", "imageio", "metadata", "peers", "plugin", "reader", "training.*"),
 }
 # what a module may load inside a function, though its floor has no use for it
 LATE = {"metrics": {"torch"}}

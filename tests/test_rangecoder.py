@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvqcodec.coding.rangecoder import MAX_INTEGER, SymbolDecoder, SymbolEncoder
-from lvqcodec.coding.tables import RowTable
+from lvqcodec.coding.rangecoder import IMPLIED_ZEROS, MAX_INTEGER, SymbolDecoder, SymbolEncoder
+from lvqcodec.coding.tables import RowTable, parametric_tables
 from lvqcodec.errors import StreamError
 
 TABLE = RowTable.from_rows(
@@ -188,3 +188,39 @@ def test_truncated_and_exchanged_words_change_the_numbers():
             assert SymbolDecoder(stream).decode(rows, TABLE).tolist() != symbols.tolist()
         except StreamError:
             continue
+
+
+@pytest.mark.parametrize("tables", [parametric_tables()])
+def test_symbols_take_the_least_bits_that_are_claimed(tables):
+    """Refusing short streams rests on it: in no row may the coder do better."""
+    for table in (tables.scalar, tables.lattice, tables.bernoulli):
+        for row in range(0, len(table.sizes), 7):
+            for symbol in {int(table.probs[row].argmax()), 0, int(table.sizes[row]) - 1}:
+                count = 200_000 if table.probs[row, symbol] > 0.9 else 1000
+                encoder = SymbolEncoder()
+                encoder.encode(np.full(count, symbol), np.full(count, row), table)
+                least = count * float(table.least_bits[row, symbol])
+                assert 8 * len(encoder.finish()) + 8 * IMPLIED_ZEROS >= least
+
+
+def test_a_stream_that_is_used_up_is_a_stream_error():
+    symbols, rows = draw(np.random.default_rng(5), 400)
+    encoder = SymbolEncoder()
+    encoder.encode(symbols, rows, TABLE)
+    decoder = SymbolDecoder(encoder.finish())
+    decoder.decode(rows, TABLE)
+    with pytest.raises(StreamError, match="too short"):
+        for _ in range(5):
+            decoder.decode(rows, TABLE)
+    with pytest.raises(StreamError, match="too short"):
+        SymbolDecoder(bytes(100)).require(8 * (100 + IMPLIED_ZEROS) + 1)
+
+
+def test_no_more_zeros_are_left_out_than_are_implied():
+    """All symbols first in their rows: the coder writes nothing but zeros."""
+    zeros = np.zeros(10_000, int)
+    encoder = SymbolEncoder()
+    encoder.encode(zeros, zeros, TABLE)
+    data = encoder.finish()
+    assert data == bytes(len(data)) and len(data) > 3000
+    assert not SymbolDecoder(data).decode(zeros, TABLE).any()

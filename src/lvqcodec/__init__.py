@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lvqcodec.catalog import list_models
-    from lvqcodec.codec import decode, encode, load_model
+    from lvqcodec.codec import decode, decode_picture, encode, load_model
     from lvqcodec.container import read_header
     from lvqcodec.errors import LvqError
+    from lvqcodec.picture import Picture
 
 __version__ = "0.1.0"
 __all__ = [
     "LvqError",
+    "Picture",
     "__version__",
     "decode",
+    "decode_picture",
     "encode",
     "list_models",
     "load_model",
@@ -29,7 +32,9 @@ __all__ = [
 
 _HOMES = {
     "LvqError": "errors",
+    "Picture": "picture",
     "decode": "codec",
+    "decode_picture": "codec",
     "encode": "codec",
     "list_models": "catalog",
     "load_model": "codec",

@@ -10,6 +10,7 @@ These are names in the card's own folder. `digest` is the SHA-256, in hex, of th
 files one after the other, in this order.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -82,6 +83,8 @@ def verify_digest(card: ModelCard) -> None:
     sha256 = hashlib.sha256()
     for path in card.paths:
         try:
+            if path.exists() and not path.is_file():  # reading a pipe may take for ever
+                raise OSError(errno.EINVAL, "no regular file")
             with open(path, "rb") as file:
                 hashlib.file_digest(file, lambda: sha256)
         except OSError as error:
@@ -105,7 +108,7 @@ def read_card(path: Path) -> ModelCard | None:
     own = path.with_suffix(_SUFFIX)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if not own.is_file():
             return None
         raise _broken(path, error) from error

@@ -6,15 +6,26 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lvqcodec import ratecontrol, stream
 from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest
-from lvqcodec.container import SECTION_LATENTS, unpack
+from lvqcodec.container import (
+    MAX_PIXELS,
+    SECTION_LATENTS,
+    Section,
+    check_limit,
+    pack,
+    section_bytes,
+    unpack,
+)
 from lvqcodec.effort import MAX_EFFORT, Progress, Report, search
 from lvqcodec.errors import UsageError
+from lvqcodec.extras import LOSSLESS, pack_extras, unpack_extras
+from lvqcodec.picture import Picture
 from lvqcodec.ratecontrol import Goal
 from lvqcodec.stream import LoadedModel, load_model
 
@@ -22,8 +33,10 @@ __all__ = [
     "DEFAULT_QUALITY",
     "Encoding",
     "LoadedModel",
+    "Picture",
     "Progress",
     "decode",
+    "decode_picture",
     "encode",
     "encode_image",
     "estimate_bits",
@@ -45,12 +58,13 @@ class Encoding:
 
 
 def encode(
-    image: NDArray[np.uint8],
+    image: Picture | NDArray[np.uint8],
     *,
     model: str | LoadedModel = DEFAULT_MODEL,
     quality: int | None = None,
     target_bytes: int | None = None,
     target_psnr: float | None = None,
+    alpha_quality: int = LOSSLESS,
     lattice: str | None = None,
     tune: str = "psnr",
     effort: int | None = None,
@@ -60,8 +74,11 @@ def encode(
 ) -> bytes:
     """Compress a picture, uint8 (H, W, 3) sRGB or (H, W) grey, to the bytes of an .lvq file.
 
+    With alpha as the last channel it is (H, W, 4) or (H, W, 2); a `Picture` brings metadata too.
+
     One of three says how large: quality, 0 (smallest) .. 100 (best), 50 by default; target_bytes,
-    the largest file that fits; target_psnr, the smallest file of at least so many dB.
+    the largest file that fits; target_psnr, the smallest file of at least so many dB, over the
+    pixels. alpha_quality: 0 (smallest) .. 100 (lossless), whatever the quality of the pixels.
     lattice: "e8", "z" or None for the model's own choice. effort: 0 (plain) .. 9 (slowest), how
     long to search for smaller files. tune: "psnr", or "ms-ssim" for a search for files of which
     that is high, which takes an effort, by default 3. max_seconds: the search ends then with the
@@ -76,6 +93,7 @@ def encode(
         quality=quality,
         target_bytes=target_bytes,
         target_psnr=target_psnr,
+        alpha_quality=alpha_quality,
         lattice=lattice,
         tune=tune,
         effort=effort,
@@ -86,12 +104,13 @@ def encode(
 
 
 def encode_image(
-    image: NDArray[np.uint8],
+    image: Picture | NDArray[np.uint8],
     *,
     model: str | LoadedModel = DEFAULT_MODEL,
     quality: int | None = None,
     target_bytes: int | None = None,
     target_psnr: float | None = None,
+    alpha_quality: int = LOSSLESS,
     lattice: str | None = None,
     tune: str = "psnr",
     effort: int | None = None,
@@ -114,7 +133,10 @@ def encode_image(
     if max_seconds is not None and not max_seconds > 0:
         raise UsageError(f"max_seconds = {max_seconds} must be more than 0")
     quality = DEFAULT_QUALITY if quality is None else quality
-    stream.check(image, quality, tune)
+    picture = Picture.of(image)
+    pixels = picture.pixels
+    stream.check(pixels, quality, tune)
+    extras = pack_extras(picture, alpha_quality)
     goal = None
     if target_bytes is not None:
         goal = Goal("size", target_bytes)
@@ -125,22 +147,50 @@ def encode_image(
     loaded = load_model(model, device=device) if isinstance(model, str) else model
     deadline = math.inf if max_seconds is None else start + max_seconds
     if goal is not None:
-        found = ratecontrol.reach(
+        found = _reach(
             goal,
-            image,
+            pixels,
             loaded,
+            extras,
             lattice=lattice,
             tune=tune,
             effort=effort,
             deadline=deadline,
             report=report,
         )
-        return Encoding(found.candidate.encoded.data, found.candidate.psnr, found.encodes)
-    source = stream.analyse(image, loaded, quality, lattice, tune)
+        data = _with_extras(found.candidate.encoded.data, extras)
+        return Encoding(data, found.candidate.psnr, found.encodes)
+    source = stream.analyse(pixels, loaded, quality, lattice, tune)
     if effort == 0:
-        return Encoding(stream.write(source).data, None, 1)
+        return Encoding(_with_extras(stream.write(source).data, extras), None, 1)
     best = search(source, effort, deadline=deadline, report=report)
-    return Encoding(best.encoded.data, best.psnr, 2)
+    return Encoding(_with_extras(best.encoded.data, extras), best.psnr, 2)
+
+
+def _reach(
+    goal: Goal, pixels: NDArray[np.uint8], loaded: LoadedModel, extras: list[Section], **how: Any
+) -> ratecontrol.Found:
+    """Reach a goal with the pixels; of a size they get what alpha and metadata leave."""
+    beside = sum(map(section_bytes, extras)) if goal.kind == "size" else 0
+    if beside >= goal.limit:
+        raise UsageError(
+            f"alpha and metadata alone take {beside} of {goal.limit:.0f} bytes; allow for more, "
+            "drop metadata with --strip or lower --alpha-quality"
+        )
+    try:
+        return ratecontrol.reach(Goal(goal.kind, goal.limit - beside), pixels, loaded, **how)
+    except UsageError as error:
+        if not beside:
+            raise
+        raise UsageError(f"beside {beside} bytes of alpha and metadata {error}") from error
+
+
+def _with_extras(data: bytes, extras: list[Section]) -> bytes:
+    """Put sections into a file."""
+    if not extras:
+        return data
+    header, sections = unpack(data)
+    return pack(header, [*extras, *(Section(*section) for section in sections.items())])
 
 
 def estimate_bits(
@@ -156,12 +206,21 @@ def estimate_bits(
     return stream.estimate_bits(stream.analyse(image, loaded, quality, lattice))
 
 
-def decode(data: bytes, *, device: str = "auto") -> NDArray[np.uint8]:
+def decode(data: bytes, *, device: str = "auto", max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decompress the bytes of an .lvq file to uint8 (H, W, 3) or (H, W) for a grey picture.
 
-    Raises FormatError (StreamError) for damaged data, ModelNotFound, ModelMismatch.
+    If it has transparency, alpha is one channel more: (H, W, 4) or (H, W, 2).
+    Raises FormatError (StreamError) for damaged data, UnsupportedImage for a picture of more than
+    max_pixels, before anything of its size is allocated, ModelNotFound, ModelMismatch.
     """
+    return decode_picture(data, device=device, max_pixels=max_pixels).array()
+
+
+def decode_picture(data: bytes, *, device: str = "auto", max_pixels: int = MAX_PIXELS) -> Picture:
+    """Do as `decode`, and return the metadata as well."""
     header, sections = unpack(data)
+    check_limit(header.width, header.height, max_pixels)
     loaded = stream.load_card(find_by_digest(header.model), stream.find_device(device))
     y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
-    return stream.reconstruct(header, loaded, y_hat)
+    extras = unpack_extras(header, sections)  # after the latents, which show a size that is none
+    return Picture(stream.reconstruct(header, loaded, y_hat), **extras)

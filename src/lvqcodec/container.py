@@ -36,6 +36,10 @@ every byte but the last. It MUST be the shortest form and at most 5 bytes long.
 | kind | name | payload |
 |---|---|---|
 | `01` | latents | u32: CRC-32 of the decoded integers; then the bytes of the range coder |
+| `02` | alpha | u8: coding; then the transparency of every pixel in that coding |
+| `81` | ICC | u8: coding; then the profile of the colours, which are sRGB without one |
+| `82` | EXIF | u8: coding; then a TIFF structure as EXIF has it, without the prefix `Exif 00 00` |
+| `83` | XMP | u8: coding; then an XMP packet |
 
 There MUST be exactly one section of kind 01, and no two sections of one kind. A writer MUST put
 the latents last, so that a cut at any byte shows; a reader MUST NOT rely on the order. A reader
@@ -43,6 +47,27 @@ MUST refuse a file with a section of unknown kind, unless that kind is optional:
 after checking it. Every check MUST be made before a picture is shown: what does not match is an
 error, never a picture. The decoded integers and the order they are coded in belong to the stream
 version; their CRC catches weights or arithmetic that differ from the encoder's.
+
+Alpha has the size of the picture; 0 is transparent, 255 opaque. It is not multiplied into the
+colours, which are coded under transparent pixels too. Without the section all is opaque; a writer
+MUST leave it out then. An orientation in EXIF or XMP is one that the pixels are still to be turned
+to. Metadata is 1 to 2^24 bytes long once decoded.
+
+| coding | of alpha |
+|---|---|
+| 0 | u8: the value of all pixels |
+| 1 | a lossless WebP bitstream, VP8L of RFC 9649, without its RIFF header; green is alpha |
+| 2 | a PNG file, 8-bit greyscale |
+| 3 | an AVIF file of one frame, 8 bits, monochrome, full range (lossy) |
+
+| coding | of ICC, EXIF and XMP |
+|---|---|
+| 0 | the bytes as they are |
+| 1 | zlib, RFC 1950 |
+
+A writer MUST NOT use coding 1 for more than 16383 pixels a side or 2^26 in all. A reader MUST
+refuse an alpha of another size than the header says before it allocates for it, and any coding that
+it does not know.
 
 ## Versions
 
@@ -52,6 +77,7 @@ files that were valid once stay so. New kinds of section need no new version.
 | container | stream | since | change |
 |---|---|---|---|
 | 1 | 1 | 0.1 | the first |
+| 1 | 1 | 0.1 | the sections alpha, ICC, EXIF and XMP |
 
 ## Stream version 1
 
@@ -85,22 +111,27 @@ AA BB CC DD               range coder
 ```
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 
-from lvqcodec.errors import FormatError
+from lvqcodec.errors import FormatError, UnsupportedImage
 
 MAGIC = b"\x8bLVQ\r\n\x1a\n"
 CONTAINER_VERSION = 1
 STREAM_VERSION = 1
 SECTION_LATENTS = 0x01
+SECTION_ALPHA = 0x02
+EXTRAS = {"alpha": SECTION_ALPHA, "icc": 0x81, "exif": 0x82, "xmp": 0x83}
+MAX_METADATA_BYTES = 2**24
 MAX_SIDE = 65535
 MAX_PIXELS = 2**28
 MAX_HEADER_BYTES = 27
 
-_KNOWN_KINDS = frozenset({SECTION_LATENTS})
+_KNOWN_KINDS = frozenset({SECTION_LATENTS, SECTION_ALPHA})
 _OPTIONAL = 0x80
 _GREY = 0x01
 _LATTICE_IDS = {"z": 0, "e8": 1}  # on the wire: append only
@@ -222,6 +253,41 @@ def read_header(data: bytes) -> Header:
     return _parse_header(data)[0]
 
 
+def read_beside(file: BinaryIO) -> tuple[Header, dict[int, bytes]]:
+    """Return the header and all sections but the latents of a file that can be sought in.
+
+    What is returned is checked; the latents are passed over unread. Raises FormatError.
+    """
+    start = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(start)
+    header, at = _parse_header(file.read(MAX_HEADER_BYTES))
+    sections: dict[int, bytes] = {}
+    seen: set[int] = set()
+    while start + at < end:
+        what = f"the section at byte {at}"
+        file.seek(start + at)
+        head = file.read(1 + _MAX_VARINT)
+        length, begin = _varint(head, 1, what)
+        kind, size = head[0], begin + length + 4
+        if start + at + size > end:
+            raise FormatError(f"{what} is truncated; {_AGAIN}")
+        _admit(kind, seen)
+        seen.add(kind)
+        if kind != SECTION_LATENTS:
+            file.seek(start + at)
+            data = file.read(size)
+            _check_crc(data, 0, begin + length, what)
+            sections[kind] = data[begin : begin + length]
+        at += size
+    return header, sections
+
+
+def section_bytes(section: Section) -> int:
+    """Return how many bytes a section adds to a file: kind, length, payload and check."""
+    return 1 + len(_to_varint(len(section.payload))) + len(section.payload) + 4
+
+
 def check_size(width: int, height: int) -> None:
     """Raise FormatError unless a picture of width x height pixels fits the format."""
     for name, side in (("width", width), ("height", height)):
@@ -229,6 +295,14 @@ def check_size(width: int, height: int) -> None:
             raise FormatError(f"{name} {side} is outside 1..{MAX_SIDE}")
     if width * height > MAX_PIXELS:
         raise FormatError(f"{width} x {height} is more than {MAX_PIXELS} pixels")
+
+
+def check_limit(width: int, height: int, max_pixels: int) -> None:
+    """Raise UnsupportedImage for a picture of more pixels than whoever asks wants to take."""
+    if width * height > max_pixels:
+        raise UnsupportedImage(
+            f"{width} x {height} is more than the limit of {max_pixels} pixels (--max-pixels)"
+        )
 
 
 def looks_like(data: bytes) -> str | None:

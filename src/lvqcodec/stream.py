@@ -249,6 +249,10 @@ def read(header: Header, payload: bytes, loaded: LoadedModel) -> Tensor:
         )
     quantizer = Quantizer(header.lattice, loaded.tables)
     decoder = SymbolDecoder(payload[_CRC.size :])
+    # before anything of the picture's size is allocated: a few bytes can claim any size
+    rows, columns = loaded.model.grid(header.height, header.width)
+    latents = rows * columns * loaded.model.config.transform.latent_channels
+    decoder.require(latents * loaded.tables.least_bits)
 
     def coder(positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
         bins = nearest_bin(scale).flatten()

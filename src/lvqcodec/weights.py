@@ -27,6 +27,8 @@ from lvqcodec.layers import channels_last
 from lvqcodec.model import CodecModel
 
 WEIGHTS_VERSION = "1"
+_MAX_SIZE = 1024
+_MAX_SIZES = {"scales": 16, "block": 8, "depth": 16, "the length of seeds": 32}
 _AXES = ("transform", "log_step", "entropy", "tables")
 
 
@@ -100,18 +102,37 @@ def unpack_weights(*parts: bytes) -> CodecModel:
         )
     try:
         tables = CodingTables.from_arrays({k: v.numpy() for k, v in axes["tables"].items()})
-        model = CodecModel(CodecConfig.from_dict(json.loads(config)), tables)
+        choices = CodecConfig.from_dict(json.loads(config))
+        _check_sizes("codec", choices.to_dict())
+        model = CodecModel(choices, tables)
         floats = {k: v.float() for k, v in axes["transform"].items()}
         model.transform.load_state_dict(floats)
         model.log_step.load_state_dict(axes["log_step"])
         model.entropy.load_integers(axes["entropy"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (LookupError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelMismatch(f"the weights do not fit their configuration ({reason})") from None
     except LvqError as error:
         raise ModelMismatch(str(error)) from None
     model.requires_grad_(False).eval()
     return channels_last(model)
+
+
+def _check_sizes(name: str, value: Any) -> None:
+    """Hold the whole numbers of a configuration to what any model may need; raises ModelMismatch.
+
+    They say how much is built before there is a tensor to compare with.
+    """
+    largest = _MAX_SIZES.get(name, _MAX_SIZE)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_sizes(key, inner)
+    elif isinstance(value, tuple):
+        _check_sizes(f"the length of {name}", len(value))
+        for inner in value:
+            _check_sizes(name, inner)
+    elif isinstance(value, int) and not 0 <= value <= largest:
+        raise ModelMismatch(f"{name} = {value} in the weights is beyond 0..{largest}")
 
 
 def _unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -16,10 +16,14 @@ import click
 from lvqcodec.cli.common import (
     device_option,
     display_name,
+    json_option,
     lattice_option,
+    max_pixels_option,
     model_option,
     output_path,
+    quiet_option,
     read_file,
+    refuse_json_beside_data,
     set_up_torch,
     size_facts,
     summarise,
@@ -27,7 +31,7 @@ from lvqcodec.cli.common import (
     tune_option,
     write_file,
 )
-from lvqcodec.container import unpack
+from lvqcodec.container import check_limit, read_header, unpack
 from lvqcodec.errors import UsageError
 
 _FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
@@ -92,7 +96,33 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 @lattice_option
 @device_option
 @threads_option
-@click.option("--psnr", is_flag=True, help="Report the PSNR over all samples.")
+@max_pixels_option
+@click.option(
+    "--alpha-quality",
+    type=click.IntRange(0, 100),
+    default=100,
+    show_default=True,
+    help="Of the transparency: 100 is lossless, less is smaller.",
+)
+@click.option(
+    "--strip",
+    is_flag=True,
+    help="Leave metadata out; the picture is turned upright and keeps a profile that is not sRGB.",
+)
+@click.option(
+    "--to-srgb8",
+    is_flag=True,
+    help="Convert other colours and more bits to 8-bit sRGB, instead of refusing them.",
+)
+@click.option(
+    "--frame",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Which frame or page of several, from 1.",
+)
+@click.option("--psnr", is_flag=True, help="Report the PSNR over all samples, but not of alpha.")
+@quiet_option
+@json_option
 def encode(
     source: str,
     out: str | None,
@@ -107,9 +137,16 @@ def encode(
     lattice: str | None,
     device: str,
     threads: int | None,
+    max_pixels: int,
+    alpha_quality: int,
+    strip: bool,
+    to_srgb8: bool,
+    frame: int | None,
     psnr: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Encode the picture IN (8-bit RGB or greyscale) to the file OUT.
+    """Encode the picture IN to the file OUT, with its transparency and metadata.
 
     OUT defaults to IN with the suffix .lvq and replaces a file of that name. `-` is stdin or
     stdout. PNG, JPEG, WebP, AVIF, BMP, PPM and TIFF are read. One summary line goes to stderr.
@@ -124,10 +161,18 @@ def encode(
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
     out = output_path(source, out, ".lvq")
+    refuse_json_beside_data(as_json, out)
+    meter = sys.stderr.isatty() and not quiet
     from lvqcodec import imageio
 
-    image = imageio.load(sys.stdin.buffer if source == "-" else source)
-    height, width = image.shape[:2]
+    picture = imageio.load_picture(
+        sys.stdin.buffer if source == "-" else source,
+        frame=frame,
+        to_srgb8=to_srgb8,
+        stripped=strip,
+        max_pixels=max_pixels,
+    )
+    height, width = picture.pixels.shape[:2]
     if target_bpp is not None:
         target_size = max(int(target_bpp * height * width / 8), 1)
     set_up_torch(device, threads)
@@ -135,31 +180,47 @@ def encode(
 
     start = time.perf_counter()
     found = codec.encode_image(
-        image,
+        picture,
         model=model,
         quality=quality,
         target_bytes=target_size,
         target_psnr=target_psnr,
+        alpha_quality=alpha_quality,
         lattice=lattice,
         tune=tune,
         effort=effort,
         max_seconds=max_seconds,
         device=device,
-        report=_meter(tune) if sys.stderr.isatty() else None,
+        report=_meter(tune) if meter else None,
     )
-    if sys.stderr.isatty():
+    if meter:
         click.echo("\r\033[K", nl=False, err=True)  # what the meter showed last
     seconds = time.perf_counter() - start
-    facts = size_facts(len(found.data), width, height)
-    if psnr or found.psnr is not None:
-        decibels = found.psnr
-        if decibels is None:
-            from lvqcodec import metrics
+    words = size_facts(len(found.data), width, height)
+    decibels = found.psnr
+    if psnr and decibels is None:
+        from lvqcodec import metrics
 
-            decibels = metrics.psnr(image, codec.decode(found.data, device=device))
-        facts.append(f"{decibels:.2f} dB")
+        decibels = metrics.psnr(
+            picture.pixels, codec.decode_picture(found.data, device=device).pixels
+        )
+    if decibels is not None:
+        words.append(f"{decibels:.2f} dB")
     write_file(out, found.data)
-    summarise(source, out, [*facts, f"{seconds:.2f} s"])
+    header = read_header(found.data)
+    facts = {
+        "bytes": len(found.data),
+        "width": width,
+        "height": height,
+        "channels": header.channels,
+        "bpp": 8 * len(found.data) / (width * height),
+        "psnr": decibels,
+        "quality": header.quality,
+        "lattice": header.lattice,
+        "model": model,
+        "seconds": seconds,
+    }
+    summarise(source, out, [*words, f"{seconds:.2f} s"], facts if as_json else None, quiet)
 
 
 def _meter(tune: str) -> Callable[[Any], None]:
@@ -185,10 +246,26 @@ def _meter(tune: str) -> Callable[[Any], None]:
     type=click.Choice(_FORMATS),
     help="Picture format.  [default: by OUT's suffix; png on stdout]",
 )
+@click.option(
+    "--background",
+    metavar="COLOUR",
+    help="Colour to put behind transparent pixels, as CSS names it: white, #ffe0c0.",
+)
 @device_option
 @threads_option
+@max_pixels_option
+@quiet_option
+@json_option
 def decode(
-    source: str, out: str | None, file_format: str | None, device: str, threads: int | None
+    source: str,
+    out: str | None,
+    file_format: str | None,
+    background: str | None,
+    device: str,
+    threads: int | None,
+    max_pixels: int,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Decode the .lvq file IN to the picture OUT.
 
@@ -199,19 +276,29 @@ def decode(
     if implied and out != "-" and os.path.exists(out):
         # most often the very picture that the file was made from
         raise UsageError(f"{display_name(out)} exists already: name it as OUT to replace it")
+    refuse_json_beside_data(as_json, out)
     data = read_file(source)
-    unpack(data)  # a broken file is refused before torch is loaded
+    header, _ = unpack(data)  # a broken file is refused before torch is loaded
+    check_limit(header.width, header.height, max_pixels)
     set_up_torch(device, threads)
     from lvqcodec import codec, imageio
 
     start = time.perf_counter()
-    image = codec.decode(data, device=device)
+    picture = codec.decode_picture(data, device=device)
     seconds = time.perf_counter() - start
-    if out == "-":
-        picture = io.BytesIO()
-        imageio.save(image, picture, format=file_format)
-        write_file(out, picture.getvalue())
-    else:
-        imageio.save(image, out, format=file_format)
-    height, width = image.shape[:2]
-    summarise(source, out, [f"{width}x{height}", f"{seconds:.2f} s"])
+    target = io.BytesIO() if out == "-" else out
+    left_out = imageio.save(picture, target, format=file_format, background=background)
+    if isinstance(target, io.BytesIO):
+        write_file(out, target.getvalue())
+    height, width = picture.pixels.shape[:2]
+    facts = {
+        "width": width,
+        "height": height,
+        "channels": header.channels,
+        "left_out": list(left_out),
+        "seconds": seconds,
+    }
+    words = [f"{width}x{height}", f"{seconds:.2f} s"]
+    if left_out:
+        words.append(f"without {' and '.join(left_out)}")
+    summarise(source, out, words, facts if as_json else None, quiet)

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import click
 
 from lvqcodec.catalog import DEFAULT_MODEL
+from lvqcodec.container import MAX_HEADER_BYTES, MAX_PIXELS, read_header
 from lvqcodec.errors import LvqError, UsageError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -63,8 +65,11 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def read_file(path: str) -> bytes:
-    """Read a file; `-` is stdin."""
-    return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    """Read an lvq file whose header is intact; `-` is stdin. Raises FormatError, OSError."""
+    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+        head = file.read(MAX_HEADER_BYTES)
+        read_header(head)  # what is none, and may never end, is not read to its end
+        return head + file.read()
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -91,15 +96,29 @@ def output_path(source: str, out: str | None, suffix: str) -> str:
     return out
 
 
+def refuse_json_beside_data(as_json: bool, out: str) -> None:
+    """Raise UsageError where both a picture and JSON would go to stdout."""
+    if as_json and out == "-":
+        raise UsageError("--json writes to stdout, and so does OUT: name an output file")
+
+
 def display_name(path: str, std: str = "-") -> str:
     """Return a path as it can be printed, `std` for `-`."""
     return std if path == "-" else click.format_filename(path)
 
 
-def summarise(source: str, out: str, facts: Sequence[str]) -> None:
-    """Say on stderr what was made of what."""
-    names = f"{display_name(source, 'stdin')} -> {display_name(out, 'stdout')}"
-    click.echo(f"{names}: {', '.join(facts)}", err=True)
+def summarise(
+    source: str, out: str, words: Sequence[str], facts: Mapping[str, Any] | None, quiet: bool
+) -> None:
+    """Say what was made of what: `words` on stderr unless quiet, or `facts` on stdout as JSON."""
+    if facts is not None:
+        names = {"source": display_name(source), "file": display_name(out)}
+        click.echo(json.dumps({**names, **facts}))
+        return
+    if quiet:
+        return
+    way = f"{display_name(source, 'stdin')} -> {display_name(out, 'stdout')}"
+    click.echo(f"{way}: {', '.join(words)}", err=True)
 
 
 def set_up_torch(device: str, threads: int | None) -> None:
@@ -129,6 +148,17 @@ device_option = click.option(
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]"
+)
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=MAX_PIXELS,
+    metavar="N",
+    help="Refuse a larger picture before it takes memory.  [default: 2^28, as the format does]",
+)
+quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Say on stdout, as one JSON object, what was done."
 )
 model_option = click.option(
     "-m",

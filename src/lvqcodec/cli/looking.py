@@ -11,8 +11,10 @@ import click
 
 from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_by_digest, list_models
 from lvqcodec.cli.common import complain, display_name, explain, read_file, size_facts
-from lvqcodec.container import unpack
+from lvqcodec.container import EXTRAS, unpack
 from lvqcodec.errors import LvqError, ModelNotFound
+
+_NAMES = {"alpha": "alpha", "icc": "ICC", "exif": "EXIF", "xmp": "XMP"}
 
 
 @click.command()
@@ -39,7 +41,7 @@ def info(files: tuple[str, ...], as_json: bool) -> None:
 
 def _facts(path: str) -> dict[str, Any]:
     data = read_file(path)
-    header, _ = unpack(data)
+    header, sections = unpack(data)
     try:
         model = find_by_digest(header.model).name
     except ModelNotFound:
@@ -56,6 +58,7 @@ def _facts(path: str) -> dict[str, Any]:
         "model": model,
         "digest": header.model.hex(),
         "stream_version": header.stream_version,
+        **{name: len(sections.get(kind, b"")) for name, kind in EXTRAS.items()},
     }
 
 
@@ -69,6 +72,7 @@ def _facts_line(facts: dict[str, Any]) -> str:
             f"lattice {facts['lattice']}",
             f"model {facts['model'] or 'not installed'} ({facts['digest']})",
             f"stream version {facts['stream_version']}",
+            *(f"{_NAMES[name]} {facts[name]:,} bytes" for name in EXTRAS if facts[name]),
         ]
     )
 

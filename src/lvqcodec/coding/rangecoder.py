@@ -2,9 +2,10 @@
 """Range coding of symbols whose probabilities are rows of a stored table.
 
 The bytes are the little-endian 32-bit words of constriction 0.5's RangeEncoder without trailing
-zero bytes: its decoder reads zeros after the end, so these restore themselves. Symbols are coded
-row after row, in ascending row number, within a row in the order given; bits in the order given.
-Only float32 rows with perfect=False are used: other types or settings give other bits.
+zero bytes, of which at most IMPLIED_ZEROS are left out: its decoder reads zeros after the end, so
+these restore themselves, and whoever needs more of them reads no stream of an encoder. Symbols are
+coded row after row, in ascending row number, within a row in the order given; bits in the order
+given. Only float32 rows with perfect=False are used: other types or settings give other bits.
 An integer beyond its row is the row's escape; after all rows follow, for all escapes of the call,
 the lengths n of the excess + 1 = 1xx..x in binary (n digits x), with probability 2^-(n+1), and
 then the digits x and, last, the sign.
@@ -22,6 +23,7 @@ from lvqcodec.coding.tables import Integers, RowTable
 from lvqcodec.errors import StreamError
 
 MAX_INTEGER = 1 << 15
+IMPLIED_ZEROS = 32  # bytes: 2^-256 is how often an encoder has more of them
 
 _Categorical = constriction.stream.model.Categorical
 _LENGTHS = _Categorical(0.5 ** np.arange(1, 18, dtype=np.float32), perfect=False)
@@ -72,15 +74,26 @@ class SymbolEncoder:
     def finish(self) -> bytes:
         """All bytes so far; none for symbols that cost nothing."""
         words = self._coder.get_compressed()
-        return bytes(words.astype("<u4").tobytes()).rstrip(b"\0")
+        data = bytes(words.astype("<u4").tobytes())
+        return data[: max(len(data.rstrip(b"\0")), len(data) - IMPLIED_ZEROS)]
 
 
 class SymbolDecoder:
-    """Mirror of SymbolEncoder: the same calls in the same order; garbage may raise StreamError."""
+    """Mirror of SymbolEncoder: the same calls in the same order; garbage may raise StreamError.
+
+    Symbols that carry more bits than there are end the decoding, so that a short stream costs
+    little time however many symbols are asked of it.
+    """
 
     def __init__(self, data: bytes) -> None:
+        self._bits_left = 8.0 * (len(data) + IMPLIED_ZEROS)
         words = np.frombuffer(data + b"\0" * (-len(data) % 4), "<u4")
         self._coder = constriction.stream.queue.RangeDecoder(words.astype(np.uint32))
+
+    def require(self, bits: float) -> None:
+        """Raise StreamError unless so many bits are left."""
+        if bits > self._bits_left:
+            raise StreamError("the latents are too short for their picture: the file is damaged")
 
     def decode(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
         """Symbols (M,) int32, symbol i by row rows[i]; raises StreamError."""
@@ -90,6 +103,7 @@ class SymbolDecoder:
             ordered[start:end] = self._read(model, end - start)
         symbols = np.empty(rows.size, np.int32)
         symbols[_by_row(rows)] = ordered
+        self._spend(symbols, rows, table)
         return symbols
 
     def decode_bits(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
@@ -97,7 +111,9 @@ class SymbolDecoder:
         _check_rows(rows, table)
         if not rows.size:
             return np.empty(0, np.int32)
-        return self._read(_PER_SYMBOL, table.probs.take(rows, axis=0))
+        bits = self._read(_PER_SYMBOL, table.probs.take(rows, axis=0))
+        self._spend(bits, rows, table)
+        return bits
 
     def decode_integers(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
         """Integers (M,) int32 by rows whose last symbol escapes; raises StreamError."""
@@ -113,6 +129,12 @@ class SymbolDecoder:
             if np.abs(values[escaped]).max() > MAX_INTEGER:
                 raise StreamError(f"an integer beyond {MAX_INTEGER}: the file is damaged")
         return values
+
+    def _spend(self, symbols: Integers, rows: Integers, table: RowTable) -> None:
+        costs = table.least_bits.take(symbols + table.probs.shape[1] * rows.astype(np.intp))
+        bits = float(costs.sum(dtype=np.float64))
+        self.require(bits)
+        self._bits_left -= bits
 
     def _read(self, model: Any, argument: Any) -> NDArray[np.int32]:
         try:

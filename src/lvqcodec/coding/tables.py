@@ -44,6 +44,7 @@ MAX_CENTROID = 7  # in 1/16 step: less than the smallest |j| / 2, so no sign eve
 EDGE = 1024  # the largest |j| that histograms and costs tell from larger ones
 
 _MAX_RADIUS = 255
+_CODER_ERROR = 2.0**-18  # the coder's probabilities have 24 bits; sums of float32 add to that
 _FLOOR = 2.0**-20  # no symbol is less likely: an outlier costs bits, never the stream
 _PRIOR = 32.0  # observations that the parametric shape is worth
 _E8_SECOND_MOMENT = 0.0717
@@ -110,6 +111,11 @@ class RowTable:
         probs = self.probs / self.probs.sum(axis=1, keepdims=True, dtype=np.float64)
         with np.errstate(divide="ignore"):
             return np.asarray(-np.log2(probs), np.float32)
+
+    @cached_property
+    def least_bits(self) -> NDArray[np.float32]:
+        """Bits of a stream that every symbol (R, S) takes at the least."""
+        return np.asarray(-np.log2(np.minimum(self.probs + _CODER_ERROR, 1)), np.float32)
 
     def integer_bits(self, values: Integers, rows: Integers) -> NDArray[np.float64]:
         """Cost of each integer in bits, escapes included, as SymbolEncoder.encode_integers."""
@@ -201,6 +207,12 @@ class CodingTables:
             keys = [key for key in parts if key.startswith(prefix)]
             parts[name] = RowTable.from_arrays({key[len(prefix) :]: parts.pop(key) for key in keys})
         return cls(**_named(cls, parts))
+
+    @cached_property
+    def least_bits(self) -> float:
+        """Bits of a stream that a latent takes at the least, whatever its bin and lattice."""
+        flip = self.bernoulli.least_bits.min()  # a vector has one of coset, seven of parity
+        return float(min(self.scalar.least_bits.min(), self.lattice.least_bits.min() + flip))
 
     @cached_property
     def costs(self) -> NDArray[np.float32]:
