@@ -18,12 +18,12 @@ PACKAGE = Path(lvqcodec.errors.__file__).parent
 
 # from the ground up; a module may import its own floor and those below
 FLOORS = (
-    ("errors", "config", "container", "catalog"),
+    ("errors", "config", "container", "catalog", "tiling", "budget"),
     ("imageio", "metrics", "peers", "memory", "coding", "coding.tables", "coding.rangecoder"),
     ("lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
     ("model", "weights", "overfit"),
-    ("codec", "stream", "effort", "ratecontrol", "training", "training.*"),
+    ("codec", "stream", "synthesis", "effort", "ratecontrol", "training", "training.*"),
     ("evaluate", "report", "plotting", "batch", "plugin"),
     ("cli", "cli.*"),
     ("__main__",),
@@ -33,6 +33,7 @@ APART = (
     ("transforms", "quantizer", "entropy"),
     ("codec", "training"),
     ("stream", "training"),
+    ("synthesis", "training"),
     ("effort", "training"),
     ("ratecontrol", "training"),
 )
@@ -47,7 +48,7 @@ LATE = {"metrics": {"torch"}}
 NUMPY_FROM = 1
 TORCH_FROM = 2
 THIRD_PARTY_BELOW_TORCH = {"numpy", "PIL", "constriction"}
-CLI_TOP = {"", "errors", "container", "catalog"}
+CLI_TOP = {"", "errors", "container", "catalog", "tiling", "budget"}
 # the commands whose bodies may reach into training/
 TRAINING_COMMANDS = ("*train*", "*export*")
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lvqcodec import ratecontrol, stream
+from lvqcodec import budget, ratecontrol, stream, tiling
 from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest
-from lvqcodec.container import SECTION_LATENTS, unpack
+from lvqcodec.container import unpack
 from lvqcodec.effort import MAX_EFFORT, Progress, Report, search
 from lvqcodec.errors import UsageError
 from lvqcodec.ratecontrol import Goal
 from lvqcodec.stream import LoadedModel, load_model
+from lvqcodec.synthesis import decode_tiles
 
 __all__ = [
     "DEFAULT_QUALITY",
@@ -52,6 +53,8 @@ def encode(
     lattice: str | None = None,
     effort: int | None = None,
     max_seconds: float | None = None,
+    tile: int | None = None,
+    max_memory: int | None = None,
     device: str = "auto",
     report: Report | None = None,
 ) -> bytes:
@@ -62,8 +65,11 @@ def encode(
     lattice: "e8", "z" or None for the model's own choice. effort: 0 (plain) .. 9 (slowest), how
     long to search for smaller files. max_seconds: the search ends then with the best so far; it
     makes 9 the default effort, which otherwise is 0. `report` is told how the search goes.
-    `device` counts when `model` is a name.
-    Raises UsageError, UnsupportedImage (type, shape or size), ModelNotFound, ModelMismatch.
+    tile: side in pixels of the tiles that are coded on their own, a power of two from 32 to 32768;
+    by default 1024 for pictures of more than 2^21 pixels. max_memory: bytes that it may take, by
+    default half of what is available. `device` counts when `model` is a name.
+    Raises UsageError, UnsupportedImage (type, shape or size), ModelNotFound, ModelMismatch, and
+    LvqError for a picture that needs more memory.
     """
     return encode_image(
         image,
@@ -74,6 +80,8 @@ def encode(
         lattice=lattice,
         effort=effort,
         max_seconds=max_seconds,
+        tile=tile,
+        max_memory=max_memory,
         device=device,
         report=report,
     ).data
@@ -89,6 +97,8 @@ def encode_image(
     lattice: str | None = None,
     effort: int | None = None,
     max_seconds: float | None = None,
+    tile: int | None = None,
+    max_memory: int | None = None,
     device: str = "auto",
     report: Report | None = None,
 ) -> Encoding:
@@ -114,6 +124,14 @@ def encode_image(
     if goal is not None and not 0 < goal.limit < math.inf:
         raise UsageError(f"{given[0]} = {goal.limit} must be more than 0 and finite")
     loaded = load_model(model, device=device) if isinstance(model, str) else model
+    picture = stream.prepare(image, loaded, quality, lattice, tile)
+    weighed = effort > 0 or goal is not None
+    budget.check(
+        budget.encoding(picture.header, picture.tiling, effort, weighed=weighed),
+        max_memory,
+        picture.header,
+        remedy="allow for more (--max-memory)" + (", or give a lower effort" if effort else ""),
+    )
     deadline = math.inf if max_seconds is None else start + max_seconds
     if goal is not None:
         found = ratecontrol.reach(
@@ -121,16 +139,17 @@ def encode_image(
             image,
             loaded,
             lattice=lattice,
+            tile=tile,
             effort=effort,
             deadline=deadline,
             report=report,
         )
-        return Encoding(found.candidate.encoded.data, found.candidate.psnr, found.encodes)
-    source = stream.analyse(image, loaded, quality, lattice)
+        return Encoding(found.candidate.data, found.candidate.psnr, found.encodes)
     if effort == 0:
-        return Encoding(stream.write(source).data, None, 1)
-    best = search(source, effort, deadline=deadline, report=report)
-    return Encoding(best.encoded.data, best.psnr, 2)
+        payloads = [stream.write(source).payload for source in picture.sources()]
+        return Encoding(stream.assemble(picture, payloads), None, 1)
+    best = search(picture, effort, deadline=deadline, report=report)
+    return Encoding(best.data, best.psnr, 2)
 
 
 def estimate_bits(
@@ -143,15 +162,27 @@ def estimate_bits(
 ) -> float:
     """Return the model's own estimate of the bits of `encode`'s file, headers left out."""
     loaded = load_model(model, device=device) if isinstance(model, str) else model
-    return stream.estimate_bits(stream.analyse(image, loaded, quality, lattice))
+    return stream.estimate_bits(stream.prepare(image, loaded, quality, lattice))
 
 
-def decode(data: bytes, *, device: str = "auto") -> NDArray[np.uint8]:
+def decode(
+    data: bytes,
+    *,
+    region: tuple[int, int, int, int] | None = None,
+    max_memory: int | None = None,
+    device: str = "auto",
+) -> NDArray[np.uint8]:
     """Decompress the bytes of an .lvq file to uint8 (H, W, 3) or (H, W) for a grey picture.
 
-    Raises FormatError (StreamError) for damaged data, ModelNotFound, ModelMismatch.
+    region: (x, y, width, height) in pixels, of which alone the result is, from the tiles that it
+    needs. max_memory: bytes that it may take, by default half of what is available.
+    Raises FormatError (StreamError) for damaged data, ModelNotFound, ModelMismatch, UsageError for
+    a region that is not in the picture, and LvqError for a picture that needs more memory.
     """
     header, sections = unpack(data)
+    cut, tiles = tiling.from_sections(header, sections)
+    shown = tiling.region(header, region)
+    need = budget.decoding(header, cut, shown)
+    budget.check(need, max_memory, header, remedy="allow for more (--max-memory)")
     loaded = stream.load_card(find_by_digest(header.model), stream.find_device(device))
-    y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
-    return stream.reconstruct(header, loaded, y_hat)
+    return decode_tiles(header, loaded, cut, tiles, shown)

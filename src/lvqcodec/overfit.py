@@ -40,7 +40,7 @@ _FOLLOWS = 0.42
 """Latents of smaller sigma that are their means are taken to stay so when those move."""
 
 Cost = Callable[[Tensor], Tensor]
-"""What a decoded picture x_hat (1, 3, H, W) costs in bits, as a scalar."""
+"""What latents (1, h * w, C) cost in bits, by the distortion of what they decode to; a scalar."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ def refine(
     while True:
         probe = _Probe(target, quantizer, 2 / curve)
         y_hat = model.entropy.code(probe, *grid, quality)
-        spent = cost(model.synthesis(y_hat, grid, quality))
+        spent = cost(y_hat)
         yield Round(target, probe.bits, float(spent.detach()))
         (gradient,) = torch.autograd.grad(spent + probe.smooth_bits, probe.shift)
         share = FIRST_MOVE * math.exp(progress() * math.log(LAST_MOVE / FIRST_MOVE))

@@ -1,39 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """One picture as one stream: where transform, entropy model, coder and container meet.
 
-to bytes: analyse = pad -> analysis; write = entropy.code(quantise and write) -> container.pack
-back: container.unpack -> read = entropy.code(read) -> CRC check; reconstruct = synthesis -> crop
-Both directions walk the same `entropy.code`, so they cannot drift apart. What latents to write is
-for `effort` to find, which quality for `ratecontrol`.
+to bytes, tile by tile: analysis of the pixels around -> write = entropy.code(quantise and write)
+back, tile by tile: read = entropy.code(read) -> CRC check; `synthesis` puts the tiles together
+Both directions walk the same `entropy.code`, so they cannot drift apart. A small picture is one
+tile. What latents to write is for `effort` to find, which quality for `ratecontrol`.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lvqcodec import tiling
 from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_model, verify_digest
 from lvqcodec.coding.rangecoder import SymbolDecoder, SymbolEncoder
 from lvqcodec.config import QUALITIES
-from lvqcodec.container import (
-    MAX_PIXELS,
-    MAX_SIDE,
-    SECTION_LATENTS,
-    Header,
-    Section,
-    pack,
-)
-from lvqcodec.entropy.base import MEAN_PARTS, LatentCoder
+from lvqcodec.container import MAX_PIXELS, MAX_SIDE, Header, pack
+from lvqcodec.entropy.base import MEAN_PARTS
 from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink, nearest_bin
 from lvqcodec.quantizer import Quantizer
+from lvqcodec.tiling import Tiling, Window
 from lvqcodec.weights import unpack_weights
 
 MODEL_ID_BYTES = 4
@@ -85,29 +81,30 @@ def find_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A picture at a quality, ready to be written as often as one likes.
-
-    image: uint8 (H, W, 3) or (H, W); x: the same (1, 3, 8h, 8w) in [0, 1], padded; target: latents
-    (1, h * w, C) in sixteenths of a step, as the analysis gives them.
-    """
+class Picture:
+    """A picture at a quality, uint8 (H, W, 3) or (H, W), ready to be coded tile by tile."""
 
     image: NDArray[np.uint8]
     header: Header
     loaded: LoadedModel
     quantizer: Quantizer
-    x: Tensor
-    target: Tensor
+    tiling: Tiling
+
+    def sources(self) -> Iterator[Source]:
+        """The tiles in raster order, each analysed when it is its turn; a single one is kept."""
+        if len(self.tiling) == 1:
+            yield self._only
+        else:
+            yield from (_analyse(self, index) for index in range(len(self.tiling)))
+
+    @cached_property
+    def _only(self) -> Source:
+        return _analyse(self, 0)
 
     @property
     def quality(self) -> Tensor:
         """The quality (1,)."""
-        return _quality(self.header, self.loaded)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Size of the latent grid."""
-        return self.loaded.model.grid(self.header.height, self.header.width)
+        return quality_of(self.header, self.loaded)
 
     @property
     def lmbda(self) -> float:
@@ -116,10 +113,33 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """The bytes of a file, and the latents (1, h * w, C) in it in sixteenths of a step."""
+class Source:
+    """A tile of a picture, ready to be written as often as one likes.
 
-    data: bytes
+    core: its positions; around: these and the margin that the analysis looks at. x: the pixels of
+    `around` (1, 3, 8h, 8w) in [0, 1], padded; surroundings: the latents of `around`; target: those
+    of the tile, (1, h * w, C) in sixteenths of a step.
+    """
+
+    picture: Picture
+    index: int
+    core: Window
+    around: Window
+    x: Tensor
+    surroundings: Tensor
+    target: Tensor
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the tile in positions."""
+        return self.core.grid
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A tile as it is in the file, CRC and words, and its latents (1, h * w, C)."""
+
+    payload: bytes
     y_hat: Tensor
 
 
@@ -142,35 +162,52 @@ def check(image: NDArray[np.uint8], quality: int) -> None:
         )
 
 
-@torch.inference_mode()
-def analyse(
-    image: NDArray[np.uint8], loaded: LoadedModel, quality: int, lattice: str | None = None
-) -> Source:
-    """Compute the latents of a picture; see `codec.encode` for arguments and errors."""
+def prepare(
+    image: NDArray[np.uint8],
+    loaded: LoadedModel,
+    quality: int,
+    lattice: str | None = None,
+    tile: int | None = None,
+) -> Picture:
+    """Make a picture ready to be coded; see `codec.encode` for arguments and errors."""
     check(image, quality)
     quantizer = Quantizer(lattice or loaded.model.config.lattice, loaded.tables)
-    grey = image.ndim == 2
     height, width = image.shape[:2]
     header = Header(
         width=width,
         height=height,
-        channels=1 if grey else 3,
+        channels=1 if image.ndim == 2 else 3,
         quality=int(quality),
         lattice=quantizer.lattice.name,
         model=loaded.digest,
     )
-    # a copy, because numpy arrays may be read-only or of negative strides
-    x = torch.from_numpy(np.array(image)).to(loaded.device)
-    x = x[None].expand(3, -1, -1) if grey else x.permute(2, 0, 1)
-    x = loaded.model.pad(x[None].float() / 255).contiguous(memory_format=torch.channels_last)
-    target = loaded.model.analysis(x, _quality(header, loaded))
-    return Source(image, header, loaded, quantizer, x, target)
+    return Picture(image, header, loaded, quantizer, tiling.choose(header, tile))
 
 
 @torch.inference_mode()
-def write(
-    source: Source, target: Tensor | None = None, rdo_lambda: Tensor | None = None
-) -> Encoded:
+def _analyse(picture: Picture, index: int) -> Source:
+    """Compute the latents of a tile; the pixels around it make them those of the whole picture."""
+    header, model = picture.header, picture.loaded.model
+    core = picture.tiling[index]
+    around = core.grown(model.transform.analysis_reach, picture.tiling.size)
+    pixels = around.pixels(header.height, header.width)
+    # a copy, because numpy arrays may be read-only or of negative strides
+    x = torch.from_numpy(np.array(picture.image[pixels])).to(picture.loaded.device)
+    x = x[None].expand(3, -1, -1) if header.channels == 1 else x.permute(2, 0, 1)
+    x = model.pad(x[None].float() / 255).contiguous(memory_format=torch.channels_last)
+    surroundings = model.analysis(x, picture.quality)
+    target = cut(surroundings, around.grid, core.seen_from(around))
+    return Source(picture, index, core, around, x, surroundings, target)
+
+
+def cut(y: Tensor, grid: tuple[int, int], window: Window) -> Tensor:
+    """Return a window's part of latents (1, h * w, C) of a grid."""
+    whole = torch.unflatten(y, 1, grid)
+    return whole[:, window.rows, window.columns].flatten(1, 2)
+
+
+@torch.inference_mode()
+def write(source: Source, target: Tensor | None = None, rdo_lambda: Tensor | None = None) -> Tile:
     """Quantise the target, by default the source's own, and write it.
 
     rdo_lambda: for each channel (C,), by default the quantizer's for all.
@@ -178,23 +215,28 @@ def write(
     encoder = SymbolEncoder()
 
     def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
-        source.quantizer.write(j.cpu().numpy(), bins.cpu().numpy(), encoder)
+        source.picture.quantizer.write(j.cpu().numpy(), bins.cpu().numpy(), encoder)
 
     y_hat = _quantise(source, sink, target, rdo_lambda)
-    payload = _CRC.pack(_crc(y_hat)) + encoder.finish()
-    return Encoded(pack(source.header, [Section(SECTION_LATENTS, payload)]), y_hat)
+    return Tile(_CRC.pack(_crc(y_hat)) + encoder.finish(), y_hat)
+
+
+def assemble(picture: Picture, payloads: Sequence[bytes]) -> bytes:
+    """Return the file of tiles in raster order."""
+    return pack(picture.header, [tiling.to_section(picture.tiling, payloads)])
 
 
 @torch.inference_mode()
-def estimate_bits(source: Source) -> float:
+def estimate_bits(picture: Picture) -> float:
     """Return the model's own estimate of the bits that `write` takes, headers left out."""
     bits = 0.0
 
     def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
         nonlocal bits
-        bits += source.quantizer.bits(j, bins)
+        bits += picture.quantizer.bits(j, bins)
 
-    _quantise(source, sink)
+    for source in picture.sources():
+        _quantise(source, sink)
     return bits
 
 
@@ -202,30 +244,24 @@ def _quantise(
     source: Source, sink: Sink, target: Tensor | None = None, rdo_lambda: Tensor | None = None
 ) -> Tensor:
     target = source.target if target is None else target
-    coder = LatentQuantizer(target, source.quantizer, sink, rdo_lambda)
-    return _walk(source.loaded, coder, source.header)
+    picture = source.picture
+    coder = LatentQuantizer(target, picture.quantizer, sink, rdo_lambda)
+    return picture.loaded.model.entropy.code(coder, *source.grid, picture.quality)
 
 
 # --- and back -----------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def reconstruct(header: Header, loaded: LoadedModel, y_hat: Tensor) -> NDArray[np.uint8]:
-    """Return the picture of latents (1, h * w, C): uint8 (H, W, 3), or (H, W) for a grey one."""
-    x_hat = loaded.model.synthesis(
-        y_hat, loaded.model.grid(header.height, header.width), _quality(header, loaded)
-    )
-    x_hat = x_hat[0, :, : header.height, : header.width]
-    if header.channels == 1:
-        x_hat = x_hat.mean(0, keepdim=True)
-    pixels = torch.round(x_hat.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray(pixels[..., 0] if header.channels == 1 else pixels)
+def read(
+    header: Header,
+    payload: bytes | memoryview,
+    loaded: LoadedModel,
+    grid: tuple[int, int] | None = None,
+) -> Tensor:
+    """Read latents (1, h * w, C), in sixteenths of a step, and check their CRC.
 
-
-@torch.inference_mode()
-def read(header: Header, payload: bytes, loaded: LoadedModel) -> Tensor:
-    """Read the latents (1, h * w, C), in sixteenths of a step, and check their CRC.
-
+    Those of a tile of `grid` positions, by default of the whole picture.
     Raises FormatError for a payload that is too short, StreamError if the integers are wrong.
     """
     if len(payload) < _CRC.size:
@@ -233,14 +269,15 @@ def read(header: Header, payload: bytes, loaded: LoadedModel) -> Tensor:
             f"latents section of {len(payload)} bytes is too short; get the file again"
         )
     quantizer = Quantizer(header.lattice, loaded.tables)
-    decoder = SymbolDecoder(payload[_CRC.size :])
+    decoder = SymbolDecoder(bytes(payload[_CRC.size :]))
 
     def coder(positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
         bins = nearest_bin(scale).flatten()
         j = torch.from_numpy(quantizer.read(bins.cpu().numpy(), decoder)).to(bins.device)
         return mean + quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)
 
-    y_hat = _walk(loaded, coder, header)
+    grid = grid or loaded.model.grid(header.height, header.width)
+    y_hat = loaded.model.entropy.code(coder, *grid, quality_of(header, loaded))
     if _crc(y_hat) != _CRC.unpack_from(payload)[0]:
         raise StreamError(
             "the decoded integers do not match their checksum: the file is damaged or was written"
@@ -249,12 +286,8 @@ def read(header: Header, payload: bytes, loaded: LoadedModel) -> Tensor:
     return y_hat
 
 
-def _walk(loaded: LoadedModel, coder: LatentCoder, header: Header) -> Tensor:
-    grid = loaded.model.grid(header.height, header.width)
-    return loaded.model.entropy.code(coder, *grid, _quality(header, loaded))
-
-
-def _quality(header: Header, loaded: LoadedModel) -> Tensor:
+def quality_of(header: Header, loaded: LoadedModel) -> Tensor:
+    """The quality (1,) of a file, for the networks."""
     return torch.full((1,), float(header.quality), device=loaded.device)
 
 
