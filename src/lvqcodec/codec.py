@@ -146,7 +146,11 @@ def encode_image(
         )
         return Encoding(found.candidate.data, found.candidate.psnr, found.encodes)
     if effort == 0:
-        payloads = [stream.write(source).payload for source in picture.sources()]
+        payloads = []
+        for count, source in enumerate(picture.sources(), 1):
+            payloads.append(stream.write(source).payload)
+            if report is not None:
+                report(Progress(count / len(picture.tiling)))
         return Encoding(stream.assemble(picture, payloads), None, 1)
     best = search(picture, effort, deadline=deadline, report=report)
     return Encoding(best.data, best.psnr, 2)
@@ -171,11 +175,13 @@ def decode(
     region: tuple[int, int, int, int] | None = None,
     max_memory: int | None = None,
     device: str = "auto",
+    report: Report | None = None,
 ) -> NDArray[np.uint8]:
     """Decompress the bytes of an .lvq file to uint8 (H, W, 3) or (H, W) for a grey picture.
 
     region: (x, y, width, height) in pixels, of which alone the result is, from the tiles that it
-    needs. max_memory: bytes that it may take, by default half of what is available.
+    needs. max_memory: bytes that it may take, by default half of what is available. `report` is
+    told how far it is.
     Raises FormatError (StreamError) for damaged data, ModelNotFound, ModelMismatch, UsageError for
     a region that is not in the picture, and LvqError for a picture that needs more memory.
     """
@@ -185,4 +191,5 @@ def decode(
     need = budget.decoding(header, cut, shown)
     budget.check(need, max_memory, header, remedy="allow for more (--max-memory)")
     loaded = stream.load_card(find_by_digest(header.model), stream.find_device(device))
-    return decode_tiles(header, loaded, cut, tiles, shown)
+    tell = None if report is None else lambda done: report(Progress(done))
+    return decode_tiles(header, loaded, cut, tiles, shown, tell)

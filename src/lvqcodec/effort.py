@@ -34,11 +34,11 @@ PART = 768
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a search is: share done in 0..1, bpp and PSNR in dB of the best so far."""
+    """How far work is: share done in 0..1, and where known bpp and PSNR in dB of what it has."""
 
     done: float
-    bpp: float
-    psnr: float
+    bpp: float | None = None
+    psnr: float | None = None
 
 
 Report = Callable[[Progress], None]

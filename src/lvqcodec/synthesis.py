@@ -98,11 +98,17 @@ class Synthesis:
 
 
 def decode_tiles(
-    header: Header, loaded: LoadedModel, tiling: Tiling, tiles: Sequence[memoryview], region: Window
+    header: Header,
+    loaded: LoadedModel,
+    tiling: Tiling,
+    tiles: Sequence[memoryview],
+    region: Window,
+    report: Callable[[float], None] | None = None,
 ) -> NDArray[np.uint8]:
     """Return rows and columns of pixels, uint8 (H, W, 3) or (H, W), reading what they depend on.
 
-    Raises FormatError (StreamError) for tiles that are damaged.
+    `report` is told the share that is done. Raises FormatError (StreamError) for tiles
+    that are damaged.
     """
     image = np.empty((*region.grid, 3) if header.channels == 3 else region.grid, np.uint8)
 
@@ -110,8 +116,10 @@ def decode_tiles(
         image[pixels.seen_from(region)] = decoded
 
     synthesis = Synthesis(header, loaded, tiling, put, region)
-    for index in synthesis.tiles:
+    for count, index in enumerate(synthesis.tiles, 1):
         synthesis.add(index, read(header, tiles[index], loaded, tiling[index].grid))
+        if report is not None:
+            report(count / len(synthesis.tiles))
     return image
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import sys
 import time
@@ -13,12 +12,15 @@ from typing import Any
 
 import click
 
+from lvqcodec import tiling
 from lvqcodec.cli.common import (
     device_option,
     display_name,
     lattice_option,
+    memory_option,
     model_option,
     output_path,
+    parse_size,
     read_file,
     set_up_torch,
     size_facts,
@@ -32,19 +34,17 @@ from lvqcodec.errors import UsageError
 _FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
 
 
-def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Bytes; k and M stand for a thousand and a million."""
+def _parse_region(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, int, int, int] | None:
+    """Four whole numbers; whether they are in the picture shows later."""
     if value is None:
         return None
-    factor = {"k": 1000, "K": 1000, "M": 1_000_000}.get(value[-1:], 1)
-    digits = value if factor == 1 else value[:-1]
     try:
-        size = float(digits) * factor
+        x, y, width, height = (int(number) for number in value.split(","))
     except ValueError:
-        size = math.nan
-    if not 1 <= size < math.inf:
-        raise click.BadParameter(f"{value!r} is no size like 20000, 20k or 1.5M")
-    return int(size)
+        raise click.BadParameter(f"{value!r} is no region like 0,0,640,480 (X,Y,W,H)") from None
+    return x, y, width, height
 
 
 @click.command()
@@ -58,7 +58,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @click.option(
     "--target-size",
-    callback=_parse_size,
+    callback=parse_size,
     metavar="BYTES",
     help="The best file of at most so many bytes (20000, 20k, 1.5M), instead of a quality.",
 )
@@ -88,6 +88,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @model_option
 @lattice_option
+@memory_option
 @device_option
 @threads_option
 @click.option("--psnr", is_flag=True, help="Report the PSNR over all samples.")
@@ -102,6 +103,7 @@ def encode(
     max_seconds: float | None,
     model: str,
     lattice: str | None,
+    max_memory: int | None,
     device: str,
     threads: int | None,
     psnr: bool,
@@ -140,11 +142,11 @@ def encode(
         lattice=lattice,
         effort=effort,
         max_seconds=max_seconds,
+        max_memory=max_memory,
         device=device,
-        report=_meter() if sys.stderr.isatty() else None,
+        report=_meter(),
     )
-    if sys.stderr.isatty():
-        click.echo("\r\033[K", nl=False, err=True)  # what the meter showed last
+    _clear_meter()
     seconds = time.perf_counter() - start
     facts = size_facts(len(found.data), width, height)
     if psnr or found.psnr is not None:
@@ -152,22 +154,36 @@ def encode(
         if decibels is None:
             from lvqcodec import metrics
 
-            decibels = metrics.psnr(image, codec.decode(found.data, device=device))
+            back = codec.decode(found.data, max_memory=max_memory, device=device)
+            decibels = metrics.psnr(image, back)
         facts.append(f"{decibels:.2f} dB")
     write_file(out, found.data)
     summarise(source, out, [*facts, f"{seconds:.2f} s"])
 
 
-def _meter() -> Callable[[Any], None]:
-    """Show on the terminal how a search goes (`effort.Progress`), and when it will be over."""
+def _meter() -> Callable[[Any], None] | None:
+    """Show on the terminal, if there is one, how far work is (`effort.Progress`)."""
+    if not sys.stderr.isatty():
+        return None
     start = time.monotonic()
 
     def show(progress: Any) -> None:
         left = (time.monotonic() - start) * (1 / max(progress.done, 1e-3) - 1)
-        text = f"{progress.done:4.0%}  {progress.bpp:.4f} bpp  {progress.psnr:.2f} dB"
-        click.echo(f"\r\033[K{text}  {left:.0f} s left", nl=False, err=True)
+        facts = [f"{progress.done:4.0%}"]
+        if progress.bpp is not None:
+            facts.append(f"{progress.bpp:.4f} bpp")
+        if progress.psnr is not None:
+            facts.append(f"{progress.psnr:.2f} dB")
+        facts.append(f"{left:.0f} s left")
+        click.echo(f"\r\033[K{'  '.join(facts)}", nl=False, err=True)
 
     return show
+
+
+def _clear_meter() -> None:
+    """Wipe off what the meter showed last."""
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
 
 
 @click.command()
@@ -179,10 +195,23 @@ def _meter() -> Callable[[Any], None]:
     type=click.Choice(_FORMATS),
     help="Picture format.  [default: by OUT's suffix; png on stdout]",
 )
+@click.option(
+    "--region",
+    callback=_parse_region,
+    metavar="X,Y,W,H",
+    help="Only these pixels: W x H of them from column X and row Y on, counted from 0.",
+)
+@memory_option
 @device_option
 @threads_option
 def decode(
-    source: str, out: str | None, file_format: str | None, device: str, threads: int | None
+    source: str,
+    out: str | None,
+    file_format: str | None,
+    region: tuple[int, int, int, int] | None,
+    max_memory: int | None,
+    device: str,
+    threads: int | None,
 ) -> None:
     """Decode the .lvq file IN to the picture OUT.
 
@@ -194,12 +223,15 @@ def decode(
         # most often the very picture that the file was made from
         raise UsageError(f"{display_name(out)} exists already: name it as OUT to replace it")
     data = read_file(source)
-    unpack(data)  # a broken file is refused before torch is loaded
+    header, sections = unpack(data)  # a broken file is refused before torch is loaded
+    tiling.from_sections(header, sections)
+    tiling.region(header, region)
     set_up_torch(device, threads)
     from lvqcodec import codec, imageio
 
     start = time.perf_counter()
-    image = codec.decode(data, device=device)
+    image = codec.decode(data, region=region, max_memory=max_memory, device=device, report=_meter())
+    _clear_meter()
     seconds = time.perf_counter() - start
     if out == "-":
         picture = io.BytesIO()

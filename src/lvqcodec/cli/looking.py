@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lvqcodec import budget, tiling
 from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_by_digest, list_models
 from lvqcodec.cli.common import complain, display_name, explain, read_file, size_facts
 from lvqcodec.container import unpack
@@ -39,7 +40,8 @@ def info(files: tuple[str, ...], as_json: bool) -> None:
 
 def _facts(path: str) -> dict[str, Any]:
     data = read_file(path)
-    header, _ = unpack(data)
+    header, sections = unpack(data)
+    tiles, _ = tiling.from_sections(header, sections)
     try:
         model = find_by_digest(header.model).name
     except ModelNotFound:
@@ -56,6 +58,8 @@ def _facts(path: str) -> dict[str, Any]:
         "model": model,
         "digest": header.model.hex(),
         "stream_version": header.stream_version,
+        "tiles": len(tiles),
+        "decode_memory": budget.decoding(header, tiles, tiling.region(header, None)),
     }
 
 
@@ -69,6 +73,8 @@ def _facts_line(facts: dict[str, Any]) -> str:
             f"lattice {facts['lattice']}",
             f"model {facts['model'] or 'not installed'} ({facts['digest']})",
             f"stream version {facts['stream_version']}",
+            *([f"{facts['tiles']} tiles"] if facts["tiles"] > 1 else []),
+            f"decodes in {budget.spell(facts['decode_memory'])}",
         ]
     )
 
