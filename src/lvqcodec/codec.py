@@ -186,10 +186,10 @@ def decode(
     a region that is not in the picture, and LvqError for a picture that needs more memory.
     """
     header, sections = unpack(data)
-    cut, tiles = tiling.from_sections(header, sections)
+    layout, tiles = tiling.from_sections(header, sections)
     shown = tiling.region(header, region)
-    need = budget.decoding(header, cut, shown)
+    need = budget.decoding(header, layout, shown)
     budget.check(need, max_memory, header, remedy="allow for more (--max-memory)")
     loaded = stream.load_card(find_by_digest(header.model), stream.find_device(device))
     tell = None if report is None else lambda done: report(Progress(done))
-    return decode_tiles(header, loaded, cut, tiles, shown, tell)
+    return decode_tiles(header, loaded, layout, tiles, shown, tell)

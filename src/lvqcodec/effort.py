@@ -134,13 +134,13 @@ class _Refinery:
 
     def run(self, effort: int, y_hat: Tensor | None) -> Plan:
         """Return what to write, given the latents of effort 0 if they are at hand."""
+        single = len(self.parts) == 1
         moves = []
         for source in self.picture.sources():
-            if effort == 1 and (y_hat is None or len(self.parts) > 1):
-                y_hat = write(source).y_hat
-            move = self._search(source, effort, y_hat) - source.target
+            coded = write(source).y_hat if effort == 1 and y_hat is None else y_hat
+            move = self._search(source, effort, coded) - source.target
             # moves are small, and those of a large picture many: sixteen bits each are enough
-            moves.append(move if len(self.parts) == 1 else move.half())
+            moves.append(move if single else move.half())
         return Plan(moves, 2 / self.curve)
 
     def _search(self, source: Source, effort: int, y_hat: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ latents only a row of tiles and the overlap with the one before are held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lvqcodec.container import Header
 from lvqcodec.stream import LoadedModel, quality_of, read
-from lvqcodec.tiling import Tiling, Window, covering
+from lvqcodec.tiling import Tiling, Window, covering, pieces
 
 Put = Callable[[Window, NDArray[np.uint8]], None]
 """Takes rows and columns of pixels of the picture, and what is there."""
@@ -59,7 +59,8 @@ class Synthesis:
         tile = self._tiling[index]
         if index == self.tiles[0]:
             height = 2 * self._reach + self._tiling.largest[0]
-            self._band = y_hat.new_empty(1, height, _length(self._columns), y_hat.shape[-1])
+            width = self._columns.stop - self._columns.start
+            self._band = y_hat.new_empty(1, height, width, y_hat.shape[-1])
         self._held(tile).copy_(torch.unflatten(y_hat, 1, tile.grid))
         if tile.columns.stop == self._columns.stop:
             self._filled = tile.rows.stop
@@ -69,8 +70,8 @@ class Synthesis:
         """Put all windows whose surroundings are there, and forget what no other needs."""
         last = self._filled == self._tiling.size[0]
         ready = min(self._filled - (0 if last else self._reach), self._shown.rows.stop)
-        for rows in _pieces(slice(self._done, ready), self._tiling.window):
-            for columns in _pieces(self._shown.columns, self._tiling.window):
+        for rows in pieces(slice(self._done, ready), self._tiling.window):
+            for columns in pieces(self._shown.columns, self._tiling.window):
                 self._show(Window(rows, columns))
         self._done = max(self._done, ready)
         overlap = slice(max(self._done - self._reach, self._first), self._filled)
@@ -121,13 +122,3 @@ def decode_tiles(
         if report is not None:
             report(count / len(synthesis.tiles))
     return image
-
-
-def _length(part: slice) -> int:
-    return int(part.stop - part.start)
-
-
-def _pieces(part: slice, length: int) -> Iterator[slice]:
-    """Cut a slice into pieces of at most `length`."""
-    for start in range(part.start, part.stop, length):
-        yield slice(start, min(start + length, part.stop))

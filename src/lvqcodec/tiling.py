@@ -94,12 +94,12 @@ class Tiling:
     @cached_property
     def rows(self) -> list[slice]:
         """Rows of positions of every row of tiles."""
-        return _cut(self.size[0], self.side)
+        return pieces(slice(0, self.size[0]), self.side)
 
     @cached_property
     def columns(self) -> list[slice]:
         """Columns of positions of every column of tiles."""
-        return _cut(self.size[1], self.side)
+        return pieces(slice(0, self.size[1]), self.side)
 
     def __len__(self) -> int:
         """Number of tiles."""
@@ -129,9 +129,13 @@ class Tiling:
         return rows, columns
 
 
-def _cut(size: int, side: int) -> list[slice]:
-    count = max((2 * size + side) // (2 * side), 1)
-    edges = [*range(0, count * side, side), size]
+def pieces(part: slice, side: int) -> list[slice]:
+    """Cut a slice into pieces of `side`, but for the last: that takes half a side more or less."""
+    length = part.stop - part.start
+    if length < 1:
+        return []
+    count = max((2 * length + side) // (2 * side), 1)
+    edges = [*(part.start + side * index for index in range(count)), part.stop]
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
