@@ -22,9 +22,11 @@ _BASE = 420 * 2**20  # interpreter, torch, weights
 _TILE = 320  # bytes a pixel of a tile or window at work
 _LATENTS = 12  # bytes a pixel: 192 channels of four bytes in 64 pixels
 _MOVES = 6  # bytes a pixel, what a search has found: half of it
-_SEARCH = 2 * 2**30
+_SEARCH = 2048  # bytes a pixel of the part at work, of efforts above 1
+_CORRECTION = 200  # the same, of effort 1
+_PART = 1024**2  # pixels of the largest part
 _OVERLAP = 2 * 128  # pixels in height of the latents that are held beside a row of tiles
-_SAVED = 7  # bytes a pixel, the copies on the way into a picture file
+_LOADED, _SAVED = 10, 7  # bytes a pixel, the copies on the way from and to a picture file
 
 
 def decoding(header: Header, tiling: Tiling, region: Window) -> int:
@@ -36,14 +38,14 @@ def decoding(header: Header, tiling: Tiling, region: Window) -> int:
 
 
 def encoding(header: Header, tiling: Tiling, effort: int = 0, *, weighed: bool = False) -> int:
-    """Bytes that encoding takes, with the picture in memory; weighed: files are decoded as well."""
+    """Bytes that encoding takes, picture file included; weighed: our file is decoded as well."""
     pixels = header.width * header.height
-    need = _BASE + header.channels * pixels + _work(tiling)
+    work = _work(tiling)
     if weighed:
-        need += _band(tiling, header.width)
+        work += _band(tiling, header.width)
     if effort:
-        need += _SEARCH + _MOVES * pixels
-    return need
+        work += (_SEARCH if effort > 1 else _CORRECTION) * min(pixels, _PART) + _MOVES * pixels
+    return _BASE + header.channels * pixels + max(work, _LOADED * pixels)
 
 
 def _work(tiling: Tiling) -> int:
