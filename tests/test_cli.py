@@ -465,7 +465,10 @@ def test_info_says_what_is_in_the_file(file: Path) -> None:
         "digest": card.digest[:8],
         "stream_version": 1,
         **dict.fromkeys(("alpha", "icc", "exif", "xmp"), 0),
+        "tiles": 1,
+        "decode_memory": facts["decode_memory"],
     }
+    assert 2**28 < facts["decode_memory"] < 2**30
     line = lvq("info", file).stdout
     assert line.startswith(f"{file}: {WIDTH}x{HEIGHT} RGB, {size:,} bytes, ")
     assert f"quality 50, lattice {facts['lattice']}, model {card.name} ({card.digest[:8]})" in line

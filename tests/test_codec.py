@@ -78,7 +78,8 @@ def test_both_lattices_code_and_e8_is_the_better_one(tiny, photograph):
         loaded = load_model(tiny)
         header, sections = unpack(data)
         y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
-        target = stream.analyse(picture, loaded, 100, lattice).target
+        (source,) = stream.prepare(picture, loaded, 100, lattice).sources()
+        target = source.target
         points[lattice] = len(data), float((y_hat - target).square().mean())
     # bytes and error of latents; 6.02 dB a bit and latent
     assert points["z"] != points["e8"]

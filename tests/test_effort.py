@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvqcodec import effort, metrics, overfit, stream
+from lvqcodec import effort, metrics, overfit, stream, tiling
 from lvqcodec.codec import encode, encode_image, load_model
-from lvqcodec.container import SECTION_LATENTS, read_header, unpack
-from lvqcodec.effort import MAX_EFFORT, ROUNDS, encode_plan, plain, search
+from lvqcodec.container import read_header, unpack
+from lvqcodec.effort import MAX_EFFORT, PLAIN, ROUNDS, encode_plan, search
 from lvqcodec.errors import UsageError
+from lvqcodec.synthesis import decode_tiles
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +30,14 @@ def loaded(models_folder):
 
 @pytest.mark.parametrize("quality", [20, 47, 90])  # 47: biases between two nodes
 def test_a_round_finds_what_the_coder_then_writes(loaded, photograph, quality):
-    source = stream.analyse(photograph(53, 70), loaded, quality)
-    refinery = effort._Refinery(source, math.inf, None)
-    tile = effort._Window(*(slice(0, side) for side in source.grid))
-    cost = refinery._cost(tile)
-    curve = refinery._curve(source.target.clone(), tile, cost)
+    picture = stream.prepare(photograph(53, 70), loaded, quality)
+    (source,) = picture.sources()
+    refinery = effort._Refinery(picture, math.inf, None)
+    cost = refinery._cost(source, source.core)
+    curve = refinery._curve(source.target.clone(), source.core, cost)
     rounds = overfit.refine(
         loaded.model,
-        source.quantizer,
+        picture.quantizer,
         source.target.clone(),
         source.grid,
         refinery.quality,
@@ -46,17 +47,16 @@ def test_a_round_finds_what_the_coder_then_writes(loaded, photograph, quality):
     )
     for _, found in zip(range(3), rounds, strict=False):
         written = stream.write(source, found.target, 2 / curve)
-        bits = 8 * len(written.data)
+        bits = 8 * len(written.payload)
         assert found.bits == pytest.approx(bits, rel=0.02, abs=8 * 40)
-        x_hat = loaded.model.synthesis(written.y_hat.clone(), source.grid, refinery.quality)
-        assert float(cost(x_hat)) == pytest.approx(found.cost, rel=1e-6)
+        assert float(cost(written.y_hat.clone())) == pytest.approx(found.cost, rel=1e-6)
 
 
 def test_the_search_finds_smaller_or_better_files(loaded, photograph):
-    source = stream.analyse(photograph(96, 120), loaded, 60)
+    source = stream.prepare(photograph(96, 120), loaded, 60)
     losses = [search(source, level).loss for level in (0, 1, 4, 6)]
     assert losses[1] <= losses[0] and losses[2] < losses[0] and losses[3] < losses[0]
-    bpp = 8 * len(stream.write(source).data) / (96 * 120)
+    bpp = 8 * len(encode_plan(source, PLAIN).data) / (96 * 120)
     assert losses[0] - losses[3] > 0.02 * bpp
 
 
@@ -88,22 +88,22 @@ def test_no_effort_is_worse_than_none(
 
 def decode_with(loaded, data):
     header, sections = unpack(data)
-    y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
-    return stream.reconstruct(header, loaded, y_hat)
+    parts = tiling.from_sections(header, sections)
+    return decode_tiles(header, loaded, *parts, tiling.region(header, None))
 
 
-def test_large_pictures_are_searched_in_tiles(loaded, photograph, monkeypatch):
-    picture = photograph(150, 210)
-    source = stream.analyse(picture, loaded, 60)
-    monkeypatch.setattr(effort, "TILE", 64)
-    tiles = list(effort._tiles(source.grid, 8, loaded.model.entropy.period))
-    seen = np.zeros(source.grid, int)
-    for core, tile in tiles:
+def test_large_tiles_are_searched_in_parts(loaded, photograph, monkeypatch):
+    source = stream.prepare(photograph(150, 210), loaded, 60)
+    monkeypatch.setattr(effort, "PART", 64)
+    grid = source.tiling.size
+    parts = list(effort._parts(grid, loaded.model.entropy.period))
+    seen = np.zeros(grid, int)
+    for core, part in parts:
         seen[core.rows, core.columns] += 1
-        for inner, outer in zip(core, tile, strict=True):
+        for inner, outer in zip(core, part, strict=True):
             assert outer.start <= inner.start < inner.stop <= outer.stop
             assert outer.start % loaded.model.entropy.period == 0
-    assert (seen == 1).all() and len(tiles) > 4
+    assert (seen == 1).all() and len(parts) > 4
     told = []
     found = search(source, 4, report=told.append)
     plain_loss = search(source, 0).loss
@@ -117,14 +117,14 @@ def test_large_pictures_are_searched_in_tiles(loaded, photograph, monkeypatch):
 
 def test_the_search_ends_with_its_time(loaded, photograph):
     picture = photograph(160, 200)
-    source = stream.analyse(picture, loaded, 60)
-    first = encode_plan(source, plain(source))
+    source = stream.prepare(picture, loaded, 60)
+    first = encode_plan(source, PLAIN)
     late = search(source, MAX_EFFORT, deadline=time.monotonic())
-    assert late.encoded.data == first.encoded.data
+    assert late.data == first.data
     start = time.monotonic()
     found = encode_image(picture, model=loaded, quality=60, max_seconds=1.0)
     assert time.monotonic() - start < 1.1 + 2
-    assert len(found.data) < len(first.encoded.data) or found.psnr > first.psnr
+    assert len(found.data) < len(first.data) or found.psnr > first.psnr
 
 
 def test_effort_works_where_gradients_are_off(loaded, photograph):
@@ -137,12 +137,12 @@ def test_effort_works_where_gradients_are_off(loaded, photograph):
 
 
 def test_a_measured_curvature_is_that_of_squared_error_where_that_is_known(loaded, photograph):
-    source = stream.analyse(photograph(96, 128), loaded, 60)
-    refinery = effort._Refinery(source, math.inf, None)
-    tile = effort._Window(*(slice(0, side) for side in source.grid))
-    cost, y_hat = refinery._cost(tile), stream.write(source).y_hat.clone()
-    known = overfit.mse_curvature(loaded.model, refinery.quality, source.weight)
-    found = overfit.measured_curvature(loaded.model, refinery.quality, cost, y_hat, source.grid)
+    original = stream.prepare(photograph(96, 128), loaded, 60)
+    (source,) = original.sources()
+    refinery = effort._Refinery(original, math.inf, None)
+    cost, y_hat = refinery._cost(source, source.core), stream.write(source).y_hat.clone()
+    known = overfit.mse_curvature(loaded.model, refinery.quality, original.weight)
+    found = overfit.measured_curvature(cost, y_hat, source.grid)
     assert found.shape == source.target.shape[1:]
     ratio = (found / known).log2().mean(0)
     assert ratio.abs().median() < 0.4
@@ -156,7 +156,7 @@ def test_files_are_tuned_for_ms_ssim(loaded, photograph, channels):
         similarity = metrics.ms_ssim(picture, decode_with(loaded, data))
         return 8 * len(data) / (176 * 200), similarity
 
-    weight = stream.analyse(picture, loaded, 60, tune="ms-ssim").weight
+    weight = stream.prepare(picture, loaded, 60, tune="ms-ssim").weight
     plain_bpp, plain_similarity = loss(encode(picture, model=loaded, quality=60))
     for level in (1, None):
         data = encode(picture, model=loaded, quality=60, tune="ms-ssim", effort=level)

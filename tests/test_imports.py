@@ -18,7 +18,7 @@ PACKAGE = Path(lvqcodec.errors.__file__).parent
 
 # from the ground up; a module may import its own floor and those below
 FLOORS = (
-    ("errors", "config", "container", "catalog"),
+    ("errors", "config", "container", "catalog", "tiling", "footprint"),
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
         *("memory", "coding", "coding.tables", "coding.rangecoder"),
@@ -26,7 +26,7 @@ FLOORS = (
     ("lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
     ("model", "weights", "distortion", "overfit"),
-    ("codec", "stream", "effort", "ratecontrol", "training", "training.*"),
+    ("codec", "stream", "synthesis", "effort", "ratecontrol", "training", "training.*"),
     ("evaluate", "report", "plotting", "batch", "plugin"),
     ("cli", "cli.*"),
     ("__main__",),
@@ -36,6 +36,7 @@ APART = (
     ("transforms", "quantizer", "entropy"),
     ("codec", "training"),
     ("stream", "training"),
+    ("synthesis", "training"),
     ("effort", "training"),
     ("ratecontrol", "training"),
 )
@@ -50,7 +51,7 @@ LATE = {"metrics": {"torch"}}
 NUMPY_FROM = 1
 TORCH_FROM = 2
 THIRD_PARTY_BELOW_TORCH = {"numpy", "PIL", "constriction"}
-CLI_TOP = {"", "errors", "container", "catalog"}
+CLI_TOP = {"", "errors", "container", "catalog", "tiling", "footprint"}
 # the commands whose bodies may reach into training/
 TRAINING_COMMANDS = ("*train*", "*export*")
 

@@ -11,23 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvqcodec import ratecontrol, stream
+from lvqcodec import footprint, ratecontrol, stream, tiling
 from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest
-from lvqcodec.container import (
-    MAX_PIXELS,
-    SECTION_LATENTS,
-    Section,
-    check_limit,
-    pack,
-    section_bytes,
-    unpack,
-)
+from lvqcodec.container import MAX_PIXELS, Section, check_limit, pack, section_bytes, unpack
 from lvqcodec.effort import MAX_EFFORT, Progress, Report, search
 from lvqcodec.errors import UsageError
 from lvqcodec.extras import LOSSLESS, pack_extras, unpack_extras
 from lvqcodec.picture import Picture
 from lvqcodec.ratecontrol import Goal
 from lvqcodec.stream import LoadedModel, load_model
+from lvqcodec.synthesis import decode_tiles
 
 __all__ = [
     "DEFAULT_QUALITY",
@@ -69,6 +62,8 @@ def encode(
     tune: str = "psnr",
     effort: int | None = None,
     max_seconds: float | None = None,
+    tile: int | None = None,
+    max_memory: int | None = None,
     device: str = "auto",
     report: Report | None = None,
 ) -> bytes:
@@ -84,8 +79,11 @@ def encode(
     that is high, which takes an effort, by default 3. max_seconds: the search ends then with the
     best so far; it makes 9 the default effort, which otherwise is 0. `report` is told how the
     search goes.
-    `device` counts when `model` is a name.
-    Raises UsageError, UnsupportedImage (type, shape or size), ModelNotFound, ModelMismatch.
+    tile: side in pixels of the tiles that are coded on their own, a power of two from 32 to 32768;
+    by default 1024 for pictures of more than 2^21 pixels. max_memory: bytes that it may take, by
+    default half of what is available. `device` counts when `model` is a name.
+    Raises UsageError, UnsupportedImage (type, shape or size), ModelNotFound, ModelMismatch, and
+    LvqError for a picture that needs more memory.
     """
     return encode_image(
         image,
@@ -98,6 +96,8 @@ def encode(
         tune=tune,
         effort=effort,
         max_seconds=max_seconds,
+        tile=tile,
+        max_memory=max_memory,
         device=device,
         report=report,
     ).data
@@ -115,6 +115,8 @@ def encode_image(
     tune: str = "psnr",
     effort: int | None = None,
     max_seconds: float | None = None,
+    tile: int | None = None,
+    max_memory: int | None = None,
     device: str = "auto",
     report: Report | None = None,
 ) -> Encoding:
@@ -145,6 +147,14 @@ def encode_image(
     if goal is not None and not 0 < goal.limit < math.inf:
         raise UsageError(f"{given[0]} = {goal.limit} must be more than 0 and finite")
     loaded = load_model(model, device=device) if isinstance(model, str) else model
+    original = stream.prepare(pixels, loaded, quality, lattice, tune=tune, tile=tile)
+    weighed = effort > 0 or goal is not None
+    footprint.check(
+        footprint.encoding(original.header, original.tiling, effort, weighed=weighed),
+        max_memory,
+        original.header,
+        remedy="allow for more (--max-memory)" + (", or give a lower effort" if effort else ""),
+    )
     deadline = math.inf if max_seconds is None else start + max_seconds
     if goal is not None:
         found = _reach(
@@ -154,17 +164,22 @@ def encode_image(
             extras,
             lattice=lattice,
             tune=tune,
+            tile=tile,
             effort=effort,
             deadline=deadline,
             report=report,
         )
-        data = _with_extras(found.candidate.encoded.data, extras)
+        data = _with_extras(found.candidate.data, extras)
         return Encoding(data, found.candidate.psnr, found.encodes)
-    source = stream.analyse(pixels, loaded, quality, lattice, tune)
     if effort == 0:
-        return Encoding(_with_extras(stream.write(source).data, extras), None, 1)
-    best = search(source, effort, deadline=deadline, report=report)
-    return Encoding(_with_extras(best.encoded.data, extras), best.psnr, 2)
+        payloads = []
+        for count, source in enumerate(original.sources(), 1):
+            payloads.append(stream.write(source).payload)
+            if report is not None:
+                report(Progress(count / len(original.tiling)))
+        return Encoding(_with_extras(stream.assemble(original, payloads), extras), None, 1)
+    best = search(original, effort, deadline=deadline, report=report)
+    return Encoding(_with_extras(best.data, extras), best.psnr, 2)
 
 
 def _reach(
@@ -203,24 +218,58 @@ def estimate_bits(
 ) -> float:
     """Return the model's own estimate of the bits of `encode`'s file, headers left out."""
     loaded = load_model(model, device=device) if isinstance(model, str) else model
-    return stream.estimate_bits(stream.analyse(image, loaded, quality, lattice))
+    return stream.estimate_bits(stream.prepare(image, loaded, quality, lattice))
 
 
-def decode(data: bytes, *, device: str = "auto", max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode(
+    data: bytes,
+    *,
+    region: tuple[int, int, int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_memory: int | None = None,
+    device: str = "auto",
+    report: Report | None = None,
+) -> NDArray[np.uint8]:
     """Decompress the bytes of an .lvq file to uint8 (H, W, 3) or (H, W) for a grey picture.
 
     If it has transparency, alpha is one channel more: (H, W, 4) or (H, W, 2).
+    region: (x, y, width, height) in pixels, of which alone the result is, from the tiles that it
+    needs. max_memory: bytes that it may take, by default half of what is available. `report` is
+    told how far it is.
     Raises FormatError (StreamError) for damaged data, UnsupportedImage for a picture of more than
-    max_pixels, before anything of its size is allocated, ModelNotFound, ModelMismatch.
+    max_pixels, before anything of its size is allocated, ModelNotFound, ModelMismatch, UsageError
+    for a region that is not in the picture, and LvqError for one that needs more memory.
     """
-    return decode_picture(data, device=device, max_pixels=max_pixels).array()
+    return decode_picture(
+        data,
+        region=region,
+        max_pixels=max_pixels,
+        max_memory=max_memory,
+        device=device,
+        report=report,
+    ).array()
 
 
-def decode_picture(data: bytes, *, device: str = "auto", max_pixels: int = MAX_PIXELS) -> Picture:
+def decode_picture(
+    data: bytes,
+    *,
+    region: tuple[int, int, int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_memory: int | None = None,
+    device: str = "auto",
+    report: Report | None = None,
+) -> Picture:
     """Do as `decode`, and return the metadata as well."""
     header, sections = unpack(data)
     check_limit(header.width, header.height, max_pixels)
+    layout, tiles = tiling.from_sections(header, sections)
+    shown = tiling.region(header, region)
+    need = footprint.decoding(header, layout, shown)
+    footprint.check(need, max_memory, header, remedy="allow for more (--max-memory)")
     loaded = stream.load_card(find_by_digest(header.model), stream.find_device(device))
-    y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
+    tell = None if report is None else lambda done: report(Progress(done))
+    pixels = decode_tiles(header, loaded, layout, tiles, shown, tell)
     extras = unpack_extras(header, sections)  # after the latents, which show a size that is none
-    return Picture(stream.reconstruct(header, loaded, y_hat), **extras)
+    if extras.get("alpha") is not None:
+        extras["alpha"] = extras["alpha"][shown]
+    return Picture(pixels, **extras)

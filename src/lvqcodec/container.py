@@ -37,12 +37,13 @@ every byte but the last. It MUST be the shortest form and at most 5 bytes long.
 |---|---|---|
 | `01` | latents | u32: CRC-32 of the decoded integers; then the bytes of the range coder |
 | `02` | alpha | u8: coding; then the transparency of every pixel in that coding |
+| `03` | tiles | the same for every tile, see below |
 | `81` | ICC | u8: coding; then the profile of the colours, which are sRGB without one |
 | `82` | EXIF | u8: coding; then a TIFF structure as EXIF has it, without the prefix `Exif 00 00` |
 | `83` | XMP | u8: coding; then an XMP packet |
 
-There MUST be exactly one section of kind 01, and no two sections of one kind. A writer MUST put
-the latents last, so that a cut at any byte shows; a reader MUST NOT rely on the order. A reader
+There MUST be exactly one section of kind 01 or 03, and no two sections of one kind. A writer MUST
+put it last, so that a cut at any byte shows; a reader MUST NOT rely on the order. A reader
 MUST refuse a file with a section of unknown kind, unless that kind is optional: that one it skips,
 after checking it. Every check MUST be made before a picture is shown: what does not match is an
 error, never a picture. The decoded integers and the order they are coded in belong to the stream
@@ -68,6 +69,25 @@ to. Metadata is 1 to 2^24 bytes long once decoded.
 A writer MUST NOT use coding 1 for more than 16383 pixels a side or 2^26 in all. A reader MUST
 refuse an alpha of another size than the header says before it allocates for it, and any coding that
 it does not know.
+
+## Tiles
+
+Latents of large pictures are coded in tiles of 2^k x 2^k positions (of the grid that the stream
+version tells), cut from the top left. A height or width of n positions has
+max(1, floor(n / 2^k + 1/2)) tiles, of which the last takes what is left. The payload:
+
+| bytes | field | value |
+|---|---|---|
+| 1 | k | u8, 2 to 12 |
+| 1 to 5 a tile | lengths | varints, bytes of each tile, at least 4; tiles in raster order |
+| 4 | check | CRC-32 of k and lengths |
+| lengths | tiles | each as the payload of kind 01 |
+
+Every byte of the payload MUST belong to the table or to a tile. A tile is coded as a picture of its
+size would be: its integers and their CRC-32 depend on no other tile. The synthesis runs over the
+whole grid as if there were no tiles; a reader MAY do it window by window, wherever all latents in
+reach are there. So it MAY show a part of the picture after reading the header, the table and the
+tiles in reach alone; it MUST check the header, the table and the integers of these.
 
 ## Versions
 
@@ -125,13 +145,15 @@ CONTAINER_VERSION = 1
 STREAM_VERSION = 1
 SECTION_LATENTS = 0x01
 SECTION_ALPHA = 0x02
+SECTION_TILES = 0x03
 EXTRAS = {"alpha": SECTION_ALPHA, "icc": 0x81, "exif": 0x82, "xmp": 0x83}
 MAX_METADATA_BYTES = 2**24
 MAX_SIDE = 65535
 MAX_PIXELS = 2**28
 MAX_HEADER_BYTES = 27
 
-_KNOWN_KINDS = frozenset({SECTION_LATENTS, SECTION_ALPHA})
+_PICTURES = frozenset({SECTION_LATENTS, SECTION_TILES})  # of which a file has one
+_KNOWN_KINDS = _PICTURES | {SECTION_ALPHA}
 _OPTIONAL = 0x80
 _GREY = 0x01
 _LATTICE_IDS = {"z": 0, "e8": 1}  # on the wire: append only
@@ -214,13 +236,13 @@ def pack(header: Header, sections: Iterable[Section]) -> bytes:
         _LATTICE_IDS[header.lattice],
         header.model,
     )
-    parts = [_checked(head + _to_varint(header.width) + _to_varint(header.height))]
+    parts = [checked(head + to_varint(header.width) + to_varint(header.height))]
     seen: set[int] = set()
-    for section in sorted(sections, key=lambda section: section.kind == SECTION_LATENTS):
+    for section in sorted(sections, key=lambda section: section.kind in _PICTURES):
         _admit(section.kind, seen)
         seen.add(section.kind)
-        length = _to_varint(len(section.payload))
-        parts.append(_checked(bytes([section.kind]) + length + section.payload))
+        length = to_varint(len(section.payload))
+        parts.append(checked(bytes([section.kind]) + length + section.payload))
     _require_latents(seen)
     return b"".join(parts)
 
@@ -234,11 +256,11 @@ def unpack(data: bytes) -> tuple[Header, dict[int, bytes]]:
     sections: dict[int, bytes] = {}
     while at < len(data):
         start, kind = at, data[at]
-        what = "what follows the picture" if SECTION_LATENTS in sections else "the section"
+        what = "what follows the picture" if _PICTURES & sections.keys() else "the section"
         what = f"{what} at byte {start}"
-        length, at = _varint(data, start + 1, what)
+        length, at = read_varint(data, start + 1, what)
         payload = data[at : at + length]
-        at = _check_crc(data, start, at + length, what)
+        at = verify_crc(data, start, at + length, what)
         _admit(kind, sections)
         sections[kind] = payload
     _require_latents(sections)
@@ -268,16 +290,16 @@ def read_beside(file: BinaryIO) -> tuple[Header, dict[int, bytes]]:
         what = f"the section at byte {at}"
         file.seek(start + at)
         head = file.read(1 + _MAX_VARINT)
-        length, begin = _varint(head, 1, what)
+        length, begin = read_varint(head, 1, what)
         kind, size = head[0], begin + length + 4
         if start + at + size > end:
             raise FormatError(f"{what} is truncated; {_AGAIN}")
         _admit(kind, seen)
         seen.add(kind)
-        if kind != SECTION_LATENTS:
+        if kind not in _PICTURES:
             file.seek(start + at)
             data = file.read(size)
-            _check_crc(data, 0, begin + length, what)
+            verify_crc(data, 0, begin + length, what)
             sections[kind] = data[begin : begin + length]
         at += size
     return header, sections
@@ -285,7 +307,7 @@ def read_beside(file: BinaryIO) -> tuple[Header, dict[int, bytes]]:
 
 def section_bytes(section: Section) -> int:
     """Return how many bytes a section adds to a file: kind, length, payload and check."""
-    return 1 + len(_to_varint(len(section.payload))) + len(section.payload) + 4
+    return 1 + len(to_varint(len(section.payload))) + len(section.payload) + 4
 
 
 def check_size(width: int, height: int) -> None:
@@ -324,9 +346,9 @@ def _parse_header(data: bytes) -> tuple[Header, int]:
     if len(data) < _FIXED.size:
         raise FormatError(f"the header is truncated; {_AGAIN}")
     _, _, stream_version, flags, quality, lattice, model = _FIXED.unpack_from(data)
-    width, at = _varint(data, _FIXED.size, "the header")
-    height, at = _varint(data, at, "the header")
-    at = _check_crc(data, 0, at, "the header")
+    width, at = read_varint(data, _FIXED.size, "the header")
+    height, at = read_varint(data, at, "the header")
+    at = verify_crc(data, 0, at, "the header")
     # from here on the bytes are what a writer wrote: what is not known is new
     if flags & ~_GREY:
         raise FormatError(f"flags 0x{flags:02x} are not known: upgrade lvqcodec")
@@ -357,6 +379,8 @@ def _check_magic(data: bytes) -> None:
 def _admit(kind: int, seen: Container[int]) -> None:
     if kind in seen:
         raise FormatError(f"there are two sections of kind 0x{kind:02x}")
+    if kind in _PICTURES and any(other in seen for other in _PICTURES):
+        raise FormatError("there are sections of kinds 0x01 and 0x03, two pictures")
     if kind not in _KNOWN_KINDS and not kind & _OPTIONAL:
         raise FormatError(
             f"a section of kind 0x{kind:02x} is needed to decode and not known: upgrade lvqcodec"
@@ -364,16 +388,20 @@ def _admit(kind: int, seen: Container[int]) -> None:
 
 
 def _require_latents(seen: Container[int]) -> None:
-    if SECTION_LATENTS not in seen:
+    if not any(kind in seen for kind in _PICTURES):
         raise FormatError(f"the file ends before its latents; {_AGAIN}")
 
 
-def _checked(data: bytes) -> bytes:
+def checked(data: bytes) -> bytes:
+    """Return data with its CRC-32 behind it."""
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
-def _check_crc(data: bytes, start: int, end: int, what: str) -> int:
-    """Check data[start:end] against the CRC behind it and return the offset after that."""
+def verify_crc(data: bytes, start: int, end: int, what: str) -> int:
+    """Check data[start:end] against the CRC behind it and return the offset after that.
+
+    Raises FormatError.
+    """
     stored = data[end : end + 4]
     if len(stored) < 4:
         raise FormatError(f"{what} is truncated; {_AGAIN}")
@@ -382,7 +410,8 @@ def _check_crc(data: bytes, start: int, end: int, what: str) -> int:
     return end + 4
 
 
-def _to_varint(value: int) -> bytes:
+def to_varint(value: int) -> bytes:
+    """Return a number of at least 0 as a varint."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -391,8 +420,8 @@ def _to_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _varint(data: bytes, at: int, what: str) -> tuple[int, int]:
-    """Return the number at an offset and the offset after it."""
+def read_varint(data: bytes, at: int, what: str) -> tuple[int, int]:
+    """Return the varint at an offset and the offset after it; raises FormatError."""
     value = 0
     for i, byte in enumerate(data[at : at + _MAX_VARINT]):
         value |= (byte & 0x7F) << 7 * i

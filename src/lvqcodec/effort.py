@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long to search for the latents of a picture, and whether what was found is worth writing.
 
-Efforts above 0 spend time on `overfit.refine`, tile by tile where a picture is large, and keep the
+Efforts above 0 spend time on `overfit.refine`, part by part where a picture is large, and keep the
 result only if the file is better: bpp + weight * distortion, of the bytes as they are and of the
 picture as it decodes. The distortion is the mean squared error, or with the tune "ms-ssim" 1 -
-MS-SSIM, and then the quantizer spends less where the picture is busy.
+MS-SSIM (of large pictures the mean over windows); the quantizer then spends less where it is busy.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lvqcodec import metrics
@@ -28,27 +29,30 @@ from lvqcodec.overfit import (
     mse_curvature,
     refine,
 )
-from lvqcodec.stream import Encoded, Source, reconstruct, write
+from lvqcodec.quantizer import RDO_LAMBDA
+from lvqcodec.stream import Original, Source, Tile, assemble, cut, write
+from lvqcodec.synthesis import Synthesis
+from lvqcodec.tiling import STRIDE, Window
 
 ROUNDS = (0, 1, 1, 2, 4, 8, 16, 32, 64, 128)
 """Rounds of every effort; that of effort 1 looks at the distortion alone."""
 
 MAX_EFFORT = len(ROUNDS) - 1
 
-TILE = 768
-"""Side of the tiles, margins left out, in which pictures of more than 1.5 such are searched."""
+PART = 768
+"""Side of the parts, margins left out, in which tiles of more than 1.5 such are searched."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a search is: share done in 0..1, bpp and distortion of the best so far.
+    """How far work is: share done in 0..1, and where known bpp and distortion of what it has.
 
     The distortion is MSE or 1 - MS-SSIM by the tune, samples in 0..1.
     """
 
     done: float
-    bpp: float
-    distortion: float
+    bpp: float | None = None
+    distortion: float | None = None
 
 
 Report = Callable[[Progress], None]
@@ -56,18 +60,43 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What to write: a target (1, h * w, C) rdo_lambda (1 or h * w, C), None for the usual."""
+    """What to write.
 
-    target: Tensor
-    rdo_lambda: Tensor | None
+    moves: for every tile how far its target (1, h * w, C) is from what the analysis gives, None:
+    nowhere. rdo_lambda: for every tile (1 or h * w, C), None: the quantizer's. ease: what these are
+    to be multiplied by.
+    """
+
+    moves: Sequence[Tensor] | None = None
+    rdo_lambda: Sequence[Tensor] | None = None
+    ease: float = 1.0
+
+    def write(self, source: Source) -> Tile:
+        """Write a tile."""
+        target, rdo_lambda = source.target, None
+        if self.moves is not None:
+            target = target + self.moves[source.index]
+        if self.rdo_lambda is not None:
+            rdo_lambda = self.rdo_lambda[source.index].float() * self.ease
+        elif self.ease != 1:
+            rdo_lambda = torch.full_like(target[0, :1], RDO_LAMBDA * self.ease)
+        return write(source, target, rdo_lambda)
+
+
+PLAIN = Plan()
+"""The plan of effort 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A file, how it was made, and what it is worth."""
+    """A file, how it was made, and what it is worth.
+
+    y_hat: its latents (1, h * w, C) if it is one tile, else None: they would take much memory.
+    """
 
     plan: Plan
-    encoded: Encoded
+    data: bytes
+    y_hat: Tensor | None
     mse: float
     loss: float
 
@@ -77,31 +106,39 @@ class Candidate:
         return metrics.psnr_of_mse(self.mse)
 
 
-def encode_plan(source: Source, plan: Plan) -> Candidate:
+def encode_plan(original: Original, plan: Plan) -> Candidate:
     """Write a plan and weigh the file: the bytes as they are, the picture as it decodes."""
-    encoded = write(source, plan.target, plan.rdo_lambda)
-    picture = reconstruct(source.header, source.loaded, encoded.y_hat)
-    error = metrics.mse(source.image, picture)
-    bpp = metrics.bpp(len(encoded.data), source.header.width, source.header.height)
-    distorted = error / 255**2
-    if source.tune == "ms-ssim":
-        similarity = metrics.ms_ssim(source.image, picture)
-        assert similarity is not None  # `stream.check` has seen to the size
-        distorted = 1 - similarity
-    return Candidate(plan, encoded, error, bpp + source.weight * distorted)
+    header, squared, distorted, payloads = original.header, 0, 0.0, []
 
+    def weigh(pixels: Window, decoded: NDArray[np.uint8]) -> None:
+        nonlocal squared, distorted
+        image = original.image[pixels]
+        error = metrics.squared_error(image, decoded)
+        squared += error
+        if original.tune == "psnr":
+            distorted += error / 255**2 / original.image.size
+        else:
+            similarity = metrics.ms_ssim(image, decoded)
+            assert similarity is not None  # `stream.prepare` has seen to the sizes
+            distorted += (1 - similarity) * image.size / original.image.size
 
-def plain(source: Source) -> Plan:
-    """The plan of effort 0."""
-    return Plan(source.target, None)
+    synthesis = Synthesis(header, original.loaded, original.tiling, weigh)
+    for source in original.sources():
+        tile = plan.write(source)
+        payloads.append(tile.payload)
+        synthesis.add(source.index, tile.y_hat)
+    data = assemble(original, payloads)
+    error = squared / original.image.size
+    loss = metrics.bpp(len(data), header.width, header.height) + original.weight * distorted
+    return Candidate(plan, data, tile.y_hat if len(payloads) == 1 else None, error, loss)
 
 
 def search(
-    source: Source, effort: int, *, deadline: float = float("inf"), report: Report | None = None
+    original: Original, effort: int, *, deadline: float = float("inf"), report: Report | None = None
 ) -> Candidate:
     """Return the best file that an effort of 0..9 finds before `deadline` (time.monotonic)."""
     start = time.monotonic()
-    first = encode_plan(source, plain(source))
+    first = encode_plan(original, PLAIN)
     if effort == 0:
         return first
     last_call = deadline - 1.2 * (time.monotonic() - start)  # the time that a file takes
@@ -109,84 +146,76 @@ def search(
         return first
     # of what inference made, autograd takes only copies
     with torch.inference_mode(False), torch.enable_grad():
-        refined = _Refinery(source, last_call, report).run(effort, first.encoded.y_hat.clone())
-    return min(first, encode_plan(source, refined), key=lambda candidate: candidate.loss)
-
-
-class _Window(NamedTuple):
-    """Rows and columns of latent positions."""
-
-    rows: slice
-    columns: slice
-
-    def cut(self, y: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The window's part of latents (1, h * w, C)."""
-        whole = torch.unflatten(y, 1, grid)
-        return whole[:, self.rows, self.columns].flatten(1, 2)
-
-    def seen_from(self, outer: _Window) -> _Window:
-        """The same positions, counted from the first ones of another window."""
-        pairs = zip(self, outer, strict=True)
-        return _Window(*(slice(s.start - o.start, s.stop - o.start) for s, o in pairs))
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+        refined = _Refinery(original, last_call, report).run(effort, first.y_hat)
+    return min(first, encode_plan(original, refined), key=lambda candidate: candidate.loss)
 
 
 class _Refinery:
-    """The search for one picture, tile by tile, with the time it has."""
+    """The search for one picture, tile by tile and part by part, with the time it has."""
 
-    def __init__(self, source: Source, deadline: float, report: Report | None) -> None:
-        self.source = source
-        self.model = source.loaded.model
+    def __init__(self, original: Original, deadline: float, report: Report | None) -> None:
+        self.original = original
+        self.model = original.loaded.model
         self.deadline = deadline
         self.report = report
-        self.quality = source.quality.clone()
-        self.distortion = distortion(source.tune)
+        self.quality = original.quality.clone()
+        self.distortion = distortion(original.tune)
+        tiles = (original.tiling[index] for index in range(len(original.tiling)))
+        self.parts = [list(_parts(tile.grid, self.model.entropy.period)) for tile in tiles]
 
-    def run(self, effort: int, y_hat: Tensor) -> Plan:
-        """Return what to write, given the latents (1, h * w, C) of effort 0."""
-        source = self.source
+    def run(self, effort: int, y_hat: Tensor | None) -> Plan:
+        """Return what to write, given the latents of effort 0 if they are at hand."""
+        single = len(self.parts) == 1
+        moves, lambdas = [], []
+        for source in self.original.sources():
+            coded = write(source).y_hat if y_hat is None else y_hat
+            target, curve = self._search(source, effort, coded.clone())
+            # those of a large picture are many: sixteen bits each are enough
+            found = target - source.target, 2 / curve
+            move, rdo_lambda = found if single else (part.half() for part in found)
+            moves.append(move)
+            lambdas.append(rdo_lambda)
+        return Plan(moves, lambdas)
+
+    def _search(self, source: Source, effort: int, y_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the target (1, h * w, C) found for a tile, and its curvature (1 or h * w, C)."""
         target = source.target.clone()
         whole = torch.unflatten(target, 1, source.grid)
         curves = torch.empty_like(whole)
-        tiles = list(_tiles(source.grid, self.model.stride, self.model.entropy.period))
-        for index, (core, tile) in enumerate(tiles):
+        before = sum(len(parts) for parts in self.parts[: source.index])
+        count = sum(len(parts) for parts in self.parts)
+        for index, (core, part) in enumerate(self.parts[source.index], before):
             now = time.monotonic()
-            self.until = now + (self.deadline - now) / (len(tiles) - index)
-            begin, cost = tile.cut(source.target.clone(), source.grid), self._cost(tile)
-            coded = tile.cut(y_hat, source.grid)
-            curve = self._curve(coded, tile, cost)
-            self.place = index, len(tiles)
+            self.until = now + (self.deadline - now) / (count - index)
+            start, cost = cut(source.target.clone(), source.grid, part), self._cost(source, part)
+            coded = cut(y_hat, source.grid, part)
+            curve = self._curve(coded, part, cost)
+            self.place = index, count
             if effort == 1:
-                found = self._correct(begin, coded, tile, cost, curve)
+                found = self._correct(start, coded, cost, curve)
             else:
-                found = self._refine(begin, tile, cost, curve, ROUNDS[effort])
-            inner = core.seen_from(tile)
+                found = self._refine(start, part, cost, curve, ROUNDS[effort])
+            inner = core.seen_from(part)
             for everywhere, here in ((whole, found), (curves, curve.expand_as(found))):
-                part = torch.unflatten(inner.cut(here, tile.grid), 1, core.grid)
-                everywhere[:, core.rows, core.columns] = part
-        return Plan(target, 2 / curves.flatten(0, 2))
+                piece = torch.unflatten(cut(here, part.grid, inner), 1, core.grid)
+                everywhere[:, core.rows, core.columns] = piece
+        everywhere_alike = self.original.tune == "psnr"
+        return target, curves[0, 0, :1] if everywhere_alike else curves.flatten(0, 2)
 
-    def _curve(self, y_hat: Tensor, tile: _Window, cost: Cost) -> Tensor:
+    def _curve(self, y_hat: Tensor, part: Window, cost: Cost) -> Tensor:
         """Second derivative of the cost by each latent, (1 or h * w, C)."""
-        if self.source.tune == "psnr":
-            return mse_curvature(self.model, self.quality, self.source.weight)
-        return measured_curvature(self.model, self.quality, cost, y_hat, tile.grid)
+        if self.original.tune == "psnr":
+            return mse_curvature(self.model, self.quality, self.original.weight)
+        return measured_curvature(cost, y_hat, part.grid)
 
-    def _correct(
-        self, target: Tensor, y_hat: Tensor, tile: _Window, cost: Cost, curve: Tensor
-    ) -> Tensor:
+    def _correct(self, target: Tensor, y_hat: Tensor, cost: Cost, curve: Tensor) -> Tensor:
         """One move by the gradient of the distortion alone, which is cheap."""
         y_hat = y_hat.requires_grad_()
-        spent = cost(self.model.synthesis(y_hat, tile.grid, self.quality))
-        (gradient,) = torch.autograd.grad(spent, y_hat)
+        (gradient,) = torch.autograd.grad(cost(y_hat), y_hat)
         return moved(target, y_hat.detach(), gradient, curve, FIRST_MOVE)
 
     def _refine(
-        self, target: Tensor, tile: _Window, cost: Cost, curve: Tensor, rounds: int
+        self, target: Tensor, part: Window, cost: Cost, curve: Tensor, rounds: int
     ) -> Tensor:
         """Move `rounds` times or until time is up; return the best target."""
         start = time.monotonic()
@@ -198,9 +227,9 @@ class _Refinery:
 
         search = refine(
             self.model,
-            self.source.quantizer,
+            self.original.quantizer,
             target,
-            tile.grid,
+            part.grid,
             self.quality,
             cost,
             curve,
@@ -211,55 +240,72 @@ class _Refinery:
             if best is None or found.loss < best.loss:
                 best = found
             now = time.monotonic()
-            self._tell(best, tile, min(number / rounds, 1.0))
+            self._tell(best, part, min(number / rounds, 1.0))
             if number == rounds or now + (now - start) / (number + 1) > self.until:
                 break
         assert best is not None
         return best.target
 
-    def _cost(self, tile: _Window) -> Cost:
-        """What the decoded pixels of a tile cost in bits, those beyond the edges left out."""
-        source, stride = self.source, self.model.stride
-        rows, columns = (slice(part.start * stride, part.stop * stride) for part in tile)
-        height = min(rows.stop, source.header.height) - rows.start
-        width = min(columns.stop, source.header.width) - columns.start
-        weight = source.weight * height * width
+    def _cost(self, source: Source, part: Window) -> Cost:
+        """What the decoded pixels of a part cost in bits, those beyond the edges left out."""
+        header = self.original.header
+        origin = source.core.seen_from(source.around)
+        place = part.shifted(origin)
+        # beyond the tile, what the analysis found stands for what the neighbours will be
+        ends = zip(part, source.grid, place, source.around.grid, strict=True)
+        outer = Window(
+            *(
+                slice(p.start if s.start else 0, p.stop if s.stop < size else end)
+                for s, size, p, end in ends
+            )
+        )
+        inside = place.seen_from(outer)
+        background = cut(source.surroundings.clone(), source.around.grid, outer)
+        height, width = part.shifted(source.core).pixels(header.height, header.width).grid
+        weight = self.original.weight * height * width
 
         def seen(x: Tensor) -> Tensor:
             x = x[..., :height, :width]
-            return x.mean(1, keepdim=True) if source.header.channels == 1 else x
+            return x.mean(1, keepdim=True) if header.channels == 1 else x
 
-        x = seen(source.x[..., rows, columns].clone())
-        return lambda x_hat: weight * self.distortion(seen(x_hat.clamp(0, 1)), x).sum()
+        x = seen(source.x[..., *place.pixels(*source.x.shape[-2:])].clone())
 
-    def _tell(self, best: Round, tile: _Window, done: float) -> None:
-        """Report on the tile at hand."""
+        def cost(y_hat: Tensor) -> Tensor:
+            if outer != place:
+                canvas = torch.unflatten(background.clone(), 1, outer.grid)
+                canvas[:, inside.rows, inside.columns] = torch.unflatten(y_hat, 1, part.grid)
+                y_hat = canvas.flatten(1, 2)
+            x_hat = self.model.synthesis(y_hat, outer.grid, self.quality)
+            x_hat = x_hat[..., *inside.pixels(*x_hat.shape[-2:])]
+            spent: Tensor = weight * self.distortion(seen(x_hat.clamp(0, 1)), x).sum()
+            return spent
+
+        return cost
+
+    def _tell(self, best: Round, part: Window, done: float) -> None:
+        """Report on the part at hand."""
         if self.report is None:
             return
-        height, width = tile.grid
+        height, width = part.grid
         pixels = height * width * self.model.stride**2
         index, count = self.place
-        distorted = best.cost / (self.source.weight * pixels)
+        distorted = best.cost / (self.original.weight * pixels)
         self.report(Progress((index + done) / count, best.bits / pixels, distorted))
 
 
-def _tiles(grid: tuple[int, int], stride: int, period: int) -> Iterator[tuple[_Window, _Window]]:
-    """Cut a grid into cores, each with the tile around it that is looked at.
+def _parts(grid: tuple[int, int], period: int) -> Iterator[tuple[Window, Window]]:
+    """Cut a tile into cores, each with the part of the tile around it that is looked at.
 
-    Tiles begin at multiples of `period`, where the order of coding repeats itself, and reach as far
+    Parts begin at multiples of `period`, where the order of coding repeats itself, and reach as far
     beyond their cores as the networks see much.
     """
     height, width = grid
-    side = TILE // stride // period * period
+    side = PART // STRIDE // period * period
+    everything = Window(slice(0, height), slice(0, width))
     if 2 * height * width <= 3 * side * side:
-        everything = _Window(slice(0, height), slice(0, width))
         yield everything, everything
         return
     for top in range(0, height, side):
         for left in range(0, width, side):
-            cores, around = [], []
-            for begin, size in ((top, height), (left, width)):
-                end = min(begin + side, size)
-                cores.append(slice(begin, end))
-                around.append(slice(max(begin - period, 0), min(end + period, size)))
-            yield _Window(*cores), _Window(*around)
+            core = Window(slice(top, top + side), slice(left, left + side)).common(everything)
+            yield core, core.grown(period, grid)

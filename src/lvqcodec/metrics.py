@@ -18,6 +18,7 @@ from lvqcodec.errors import UsageError
 
 MS_SSIM_MIN_SIDE = 161  # five scales of an 11-tap window: 10 * 2^4 + 1 pixels
 Picture = NDArray[np.uint8]
+_ROWS = 256
 
 
 def extra(module: str, *, needed_by: str = "evaluation", name: str = "eval") -> Any:
@@ -33,14 +34,21 @@ def extra(module: str, *, needed_by: str = "evaluation", name: str = "eval") -> 
 
 def mse(a: Picture, b: Picture) -> float:
     """Mean squared error of two uint8 pictures of one shape, over all samples, in squared steps."""
+    return squared_error(a, b) / a.size
+
+
+def squared_error(a: Picture, b: Picture) -> int:
+    """Sum of squared errors of two uint8 pictures of one shape, exact at any size."""
     if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
         raise UsageError(
             f"cannot compare a {a.shape} {a.dtype} picture with a {b.shape} {b.dtype} one: "
             "give two uint8 arrays of one shape"
         )
-    # Integers until the last division: exact at any size.
-    difference = a.astype(np.int32) - b
-    return int(np.sum(difference * difference, dtype=np.int64)) / a.size
+    total = 0
+    for start in range(0, len(a), _ROWS):  # copies of large pictures would take much memory
+        difference = a[start : start + _ROWS].astype(np.int32) - b[start : start + _ROWS]
+        total += int(np.sum(difference * difference, dtype=np.int64))
+    return total
 
 
 def psnr(a: Picture, b: Picture) -> float:

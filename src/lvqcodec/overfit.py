@@ -44,7 +44,7 @@ _FOLLOWS = 0.42
 """Latents of smaller sigma that are their means are taken to stay so when those move."""
 
 Cost = Callable[[Tensor], Tensor]
-"""What a decoded picture x_hat (1, 3, H, W) costs in bits, as a scalar."""
+"""What latents (1, h * w, C) cost in bits, by the distortion of what they decode to; a scalar."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +69,7 @@ def mse_curvature(model: CodecModel, quality: Tensor, weight: float) -> Tensor:
     return 2 * weight / 3 * torch.exp(2 * model.log_step(quality))
 
 
-def measured_curvature(
-    model: CodecModel, quality: Tensor, cost: Cost, y_hat: Tensor, grid: tuple[int, int]
-) -> Tensor:
+def measured_curvature(cost: Cost, y_hat: Tensor, grid: tuple[int, int]) -> Tensor:
     """Second derivative (h * w, C) of any cost around latents y_hat, by each latent in steps.
 
     The diagonal of the Hessian H is the mean of v * H v over random signs v (Hutchinson, 1990;
@@ -85,7 +83,7 @@ def measured_curvature(
         move = _PROBE_MOVE * signs.to(y_hat)
         for side in (1, -1):
             y = (y_hat + side * move).requires_grad_()
-            (gradient,) = torch.autograd.grad(cost(model.synthesis(y, grid, quality)), y)
+            (gradient,) = torch.autograd.grad(cost(y), y)
             diagonal += side * gradient / move
     diagonal *= FRACTION**2 / (2 * _PROBES)
     channels = diagonal.mean((0, 1))
@@ -158,7 +156,7 @@ def refine(
     while True:
         probe = _Probe(target, quantizer, 2 / curve)
         y_hat = model.entropy.code(probe, *grid, quality)
-        spent = cost(model.synthesis(y_hat, grid, quality))
+        spent = cost(y_hat)
         yield Round(target, probe.bits, float(spent.detach()))
         (gradient,) = torch.autograd.grad(spent + probe.smooth_bits, probe.shift)
         share = FIRST_MOVE * math.exp(progress() * math.log(LAST_MOVE / FIRST_MOVE))

@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lvqcodec.effort import Candidate, Plan, Report, encode_plan, plain, search
+from lvqcodec.effort import PLAIN, Candidate, Plan, Report, encode_plan, search
 from lvqcodec.errors import UsageError
-from lvqcodec.quantizer import RDO_LAMBDA
-from lvqcodec.stream import LoadedModel, Source, analyse
+from lvqcodec.stream import LoadedModel, prepare
 
 FINER = 0.75
 LOWEST, HIGHEST = -4.0, 102.0
@@ -42,7 +40,7 @@ class Goal:
     def above(self, found: Candidate) -> float:
         """How far above the limit a file is, in steps of quality."""
         if self.kind == "size":
-            return math.log(len(found.encoded.data) / self.limit) / _PER_STEP["size"]
+            return math.log(len(found.data) / self.limit) / _PER_STEP["size"]
         return min(found.psnr - self.limit, 99.0) / _PER_STEP["psnr"]
 
     @property
@@ -58,8 +56,8 @@ class Goal:
         """The largest file that fits, or the smallest; None if none does."""
         fitting = [candidate for candidate in found if self.fits(candidate)]
         if self.kind == "size":
-            return max(fitting, key=lambda c: len(c.encoded.data), default=None)
-        return min(fitting, key=lambda c: len(c.encoded.data), default=None)
+            return max(fitting, key=lambda c: len(c.data), default=None)
+        return min(fitting, key=lambda c: len(c.data), default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +75,7 @@ def reach(
     *,
     lattice: str | None = None,
     tune: str = "psnr",
+    tile: int | None = None,
     effort: int = 0,
     deadline: float = math.inf,
     report: Report | None = None,
@@ -86,11 +85,12 @@ def reach(
     With an effort the quality is found first, then the latents are refined, then the quantizer is
     set anew, because refined files are of another size. Raises UsageError for a goal out of reach.
     """
-    source = lru_cache(maxsize=2)(lambda quality: analyse(image, loaded, quality, lattice, tune))
+    at = lru_cache(maxsize=2)(
+        lambda quality: prepare(image, loaded, quality, lattice, tune=tune, tile=tile)
+    )
 
     def encode(setting: float) -> Candidate:
-        base = source(_quality(setting))
-        return encode_plan(base, _eased(base, plain(base), setting))
+        return encode_plan(at(_quality(setting)), _eased(PLAIN, setting, _quality(setting)))
 
     start = time.monotonic()
     settings, tried = _close_in(goal, encode, _FIRST, (LOWEST, HIGHEST), deadline, must_fit=True)
@@ -102,13 +102,13 @@ def reach(
     if effort == 0 or now >= last_call:
         return Found(best, len(tried))
     setting = settings[tried.index(best)]
-    base = source(_quality(setting))
+    base = at(_quality(setting))
     refined = search(base, effort, deadline=last_call, report=report).plan
     if refined.rdo_lambda is None:
         return Found(best, len(tried) + 2)
 
     def encode_refined(setting: float) -> Candidate:
-        return encode_plan(base, _eased(base, refined, setting))
+        return encode_plan(base, _eased(refined, setting, base.header.quality))
 
     bounds = setting - 3, setting + 3
     _, more = _close_in(goal, encode_refined, setting, bounds, deadline, must_fit=False)
@@ -122,13 +122,9 @@ def _quality(setting: float) -> int:
     return min(max(math.floor(setting), 0), 100)
 
 
-def _eased(source: Source, plan: Plan, setting: float) -> Plan:
-    """The plan with bits as cheap as the setting has them."""
-    rdo_lambda = plan.rdo_lambda
-    if rdo_lambda is None:
-        channels = source.loaded.model.config.transform.latent_channels
-        rdo_lambda = torch.full((1, channels), RDO_LAMBDA, device=source.loaded.device)
-    return Plan(plan.target, rdo_lambda * FINER ** (setting - source.header.quality))
+def _eased(plan: Plan, setting: float, quality: int) -> Plan:
+    """The plan of a quality with bits as cheap as the setting has them."""
+    return replace(plan, ease=FINER ** (setting - quality))
 
 
 def _close_in(
@@ -181,7 +177,7 @@ def _close_in(
 
 def _out_of_reach(goal: Goal, tried: list[Candidate]) -> str:
     if goal.kind == "size":
-        least = min(len(candidate.encoded.data) for candidate in tried)
+        least = min(len(candidate.data) for candidate in tried)
         return (
             f"this picture does not fit into {goal.limit:.0f} bytes: its smallest file has {least};"
             " allow for more, or make the picture smaller"

@@ -1,41 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """One picture as one stream: where transform, entropy model, coder and container meet.
 
-to bytes: analyse = pad -> analysis; write = entropy.code(quantise and write) -> container.pack
-back: container.unpack -> read = entropy.code(read) -> CRC check; reconstruct = synthesis -> crop
-Both directions walk the same `entropy.code`, so they cannot drift apart. What latents to write is
-for `effort` to find, which quality for `ratecontrol`.
+to bytes, tile by tile: analysis of the pixels around -> write = entropy.code(quantise and write)
+back, tile by tile: read = entropy.code(read) -> CRC check; `synthesis` puts the tiles together
+Both directions walk the same `entropy.code`, so they cannot drift apart. A small picture is one
+tile. What latents to write is for `effort` to find, which quality for `ratecontrol`.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lvqcodec import tiling
 from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_model, verify_digest
 from lvqcodec.coding.rangecoder import SymbolDecoder, SymbolEncoder
 from lvqcodec.config import QUALITIES
-from lvqcodec.container import (
-    MAX_PIXELS,
-    MAX_SIDE,
-    SECTION_LATENTS,
-    Header,
-    Section,
-    pack,
-)
+from lvqcodec.container import MAX_PIXELS, MAX_SIDE, Header, pack
 from lvqcodec.distortion import TUNES, weight
-from lvqcodec.entropy.base import MEAN_PARTS, LatentCoder
+from lvqcodec.entropy.base import MEAN_PARTS
 from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink, nearest_bin
 from lvqcodec.quantizer import Quantizer
+from lvqcodec.tiling import STRIDE, Tiling, Window
 from lvqcodec.weights import unpack_weights
 
 MODEL_ID_BYTES = 4
@@ -87,31 +83,34 @@ def find_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A picture at a quality, ready to be written as often as one likes.
+class Original:
+    """A picture at a quality, uint8 (H, W, 3) or (H, W), ready to be coded tile by tile.
 
-    image: uint8 (H, W, 3) or (H, W); x: the same (1, 3, 8h, 8w) in [0, 1], padded; target: latents
-    (1, h * w, C) in sixteenths of a step, as the analysis gives them; tune: one of
-    `distortion.TUNES`, what the file is to be good for.
+    tune: one of `distortion.TUNES`, what the file is to be good for.
     """
 
     image: NDArray[np.uint8]
     header: Header
     loaded: LoadedModel
     quantizer: Quantizer
-    x: Tensor
-    target: Tensor
-    tune: str
+    tiling: Tiling
+    tune: str = "psnr"
+
+    def sources(self) -> Iterator[Source]:
+        """The tiles in raster order, each analysed when it is its turn; a single one is kept."""
+        if len(self.tiling) == 1:
+            yield self._only
+        else:
+            yield from (_analyse(self, index) for index in range(len(self.tiling)))
+
+    @cached_property
+    def _only(self) -> Source:
+        return _analyse(self, 0)
 
     @property
     def quality(self) -> Tensor:
         """The quality (1,)."""
-        return _quality(self.header, self.loaded)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Size of the latent grid."""
-        return self.loaded.model.grid(self.header.height, self.header.width)
+        return quality_of(self.header, self.loaded)
 
     @property
     def weight(self) -> float:
@@ -120,10 +119,33 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """The bytes of a file, and the latents (1, h * w, C) in it in sixteenths of a step."""
+class Source:
+    """A tile of a picture, ready to be written as often as one likes.
 
-    data: bytes
+    core: its positions; around: these and the margin that the analysis looks at. x: the pixels of
+    `around` (1, 3, 8h, 8w) in [0, 1], padded; surroundings: the latents of `around`; target: those
+    of the tile, (1, h * w, C) in sixteenths of a step.
+    """
+
+    original: Original
+    index: int
+    core: Window
+    around: Window
+    x: Tensor
+    surroundings: Tensor
+    target: Tensor
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the tile in positions."""
+        return self.core.grid
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A tile as it is in the file, CRC and words, and its latents (1, h * w, C)."""
+
+    payload: bytes
     y_hat: Tensor
 
 
@@ -146,46 +168,62 @@ def check(image: NDArray[np.uint8], quality: int, tune: str = "psnr") -> None:
         )
     if tune not in TUNES:
         raise UsageError(f"tune {tune!r} is unknown; choose from {', '.join(TUNES)}")
-    if tune == "ms-ssim" and min(height, width) < MS_SSIM_MIN_SIDE:
-        raise UsageError(
-            f"MS-SSIM takes pictures of at least {MS_SSIM_MIN_SIDE} x {MS_SSIM_MIN_SIDE} pixels,"
-            f" not {width} x {height}: tune for psnr"
-        )
 
 
-@torch.inference_mode()
-def analyse(
+def prepare(
     image: NDArray[np.uint8],
     loaded: LoadedModel,
     quality: int,
     lattice: str | None = None,
     tune: str = "psnr",
-) -> Source:
-    """Compute the latents of a picture; see `codec.encode` for arguments and errors."""
+    tile: int | None = None,
+) -> Original:
+    """Make a picture ready to be coded; see `codec.encode` for arguments and errors."""
     check(image, quality, tune)
     quantizer = Quantizer(lattice or loaded.model.config.lattice, loaded.tables)
-    grey = image.ndim == 2
     height, width = image.shape[:2]
     header = Header(
         width=width,
         height=height,
-        channels=1 if grey else 3,
+        channels=1 if image.ndim == 2 else 3,
         quality=int(quality),
         lattice=quantizer.lattice.name,
         model=loaded.digest,
     )
-    # a copy, because numpy arrays may be read-only or of negative strides
-    x = torch.from_numpy(np.array(image)).to(loaded.device)
-    x = x[None].expand(3, -1, -1) if grey else x.permute(2, 0, 1)
-    x = loaded.model.pad(x[None].float() / 255).contiguous(memory_format=torch.channels_last)
-    target = loaded.model.analysis(x, _quality(header, loaded))
-    return Source(image, header, loaded, quantizer, x, target, tune)
+    tiles = tiling.choose(header, tile)
+    narrowest = STRIDE * min(s.stop - s.start for s in [*tiles.rows, *tiles.columns])
+    if tune == "ms-ssim" and min(height, width, narrowest) < MS_SSIM_MIN_SIDE:
+        raise UsageError(
+            f"MS-SSIM takes pictures and tiles of at least {MS_SSIM_MIN_SIDE} x {MS_SSIM_MIN_SIDE}"
+            f" pixels, not {width} x {height}: tune for psnr"
+        )
+    return Original(image, header, loaded, quantizer, tiles, tune)
 
 
 @torch.inference_mode()
-def write(
-    source: Source, target: Tensor | None = None, rdo_lambda: Tensor | None = None
-) -> Encoded:
+def _analyse(original: Original, index: int) -> Source:
+    """Compute the latents of a tile; the pixels around it make them those of the whole picture."""
+    header, model = original.header, original.loaded.model
+    core = original.tiling[index]
+    around = core.grown(model.transform.analysis_reach, original.tiling.size)
+    pixels = around.pixels(header.height, header.width)
+    # a copy, because numpy arrays may be read-only or of negative strides
+    x = torch.from_numpy(np.array(original.image[pixels])).to(original.loaded.device)
+    x = x[None].expand(3, -1, -1) if header.channels == 1 else x.permute(2, 0, 1)
+    x = model.pad(x[None].float() / 255).contiguous(memory_format=torch.channels_last)
+    surroundings = model.analysis(x, original.quality)
+    target = cut(surroundings, around.grid, core.seen_from(around))
+    return Source(original, index, core, around, x, surroundings, target)
+
+
+def cut(y: Tensor, grid: tuple[int, int], window: Window) -> Tensor:
+    """Return a window's part of latents (1, h * w, C) of a grid."""
+    whole = torch.unflatten(y, 1, grid)
+    return whole[:, window.rows, window.columns].flatten(1, 2)
+
+
+@torch.inference_mode()
+def write(source: Source, target: Tensor | None = None, rdo_lambda: Tensor | None = None) -> Tile:
     """Quantise the target, by default the source's own, and write it.
 
     rdo_lambda: for each channel, (1 or h * w, C), by default the quantizer's for all.
@@ -193,23 +231,28 @@ def write(
     encoder = SymbolEncoder()
 
     def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
-        source.quantizer.write(j.cpu().numpy(), bins.cpu().numpy(), encoder)
+        source.original.quantizer.write(j.cpu().numpy(), bins.cpu().numpy(), encoder)
 
     y_hat = _quantise(source, sink, target, rdo_lambda)
-    payload = _CRC.pack(_crc(y_hat)) + encoder.finish()
-    return Encoded(pack(source.header, [Section(SECTION_LATENTS, payload)]), y_hat)
+    return Tile(_CRC.pack(_crc(y_hat)) + encoder.finish(), y_hat)
+
+
+def assemble(original: Original, payloads: Sequence[bytes]) -> bytes:
+    """Return the file of tiles in raster order."""
+    return pack(original.header, [tiling.to_section(original.tiling, payloads)])
 
 
 @torch.inference_mode()
-def estimate_bits(source: Source) -> float:
+def estimate_bits(original: Original) -> float:
     """Return the model's own estimate of the bits that `write` takes, headers left out."""
     bits = 0.0
 
     def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
         nonlocal bits
-        bits += source.quantizer.bits(j, bins)
+        bits += original.quantizer.bits(j, bins)
 
-    _quantise(source, sink)
+    for source in original.sources():
+        _quantise(source, sink)
     return bits
 
 
@@ -217,30 +260,24 @@ def _quantise(
     source: Source, sink: Sink, target: Tensor | None = None, rdo_lambda: Tensor | None = None
 ) -> Tensor:
     target = source.target if target is None else target
-    coder = LatentQuantizer(target, source.quantizer, sink, rdo_lambda)
-    return _walk(source.loaded, coder, source.header)
+    original = source.original
+    coder = LatentQuantizer(target, original.quantizer, sink, rdo_lambda)
+    return original.loaded.model.entropy.code(coder, *source.grid, original.quality)
 
 
 # --- and back -----------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def reconstruct(header: Header, loaded: LoadedModel, y_hat: Tensor) -> NDArray[np.uint8]:
-    """Return the picture of latents (1, h * w, C): uint8 (H, W, 3), or (H, W) for a grey one."""
-    x_hat = loaded.model.synthesis(
-        y_hat, loaded.model.grid(header.height, header.width), _quality(header, loaded)
-    )
-    x_hat = x_hat[0, :, : header.height, : header.width]
-    if header.channels == 1:
-        x_hat = x_hat.mean(0, keepdim=True)
-    pixels = torch.round(x_hat.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray(pixels[..., 0] if header.channels == 1 else pixels)
+def read(
+    header: Header,
+    payload: bytes | memoryview,
+    loaded: LoadedModel,
+    grid: tuple[int, int] | None = None,
+) -> Tensor:
+    """Read latents (1, h * w, C), in sixteenths of a step, and check their CRC.
 
-
-@torch.inference_mode()
-def read(header: Header, payload: bytes, loaded: LoadedModel) -> Tensor:
-    """Read the latents (1, h * w, C), in sixteenths of a step, and check their CRC.
-
+    Those of a tile of `grid` positions, by default of the whole picture.
     Raises FormatError for a payload that is too short, StreamError if the integers are wrong.
     """
     if len(payload) < _CRC.size:
@@ -248,9 +285,9 @@ def read(header: Header, payload: bytes, loaded: LoadedModel) -> Tensor:
             f"latents section of {len(payload)} bytes is too short; get the file again"
         )
     quantizer = Quantizer(header.lattice, loaded.tables)
-    decoder = SymbolDecoder(payload[_CRC.size :])
-    # before anything of the picture's size is allocated: a few bytes can claim any size
-    rows, columns = loaded.model.grid(header.height, header.width)
+    decoder = SymbolDecoder(bytes(payload[_CRC.size :]))
+    rows, columns = grid or loaded.model.grid(header.height, header.width)
+    # before anything of the tile's size is allocated: a few bytes can claim any size
     latents = rows * columns * loaded.model.config.transform.latent_channels
     decoder.require(latents * loaded.tables.least_bits)
 
@@ -259,7 +296,7 @@ def read(header: Header, payload: bytes, loaded: LoadedModel) -> Tensor:
         j = torch.from_numpy(quantizer.read(bins.cpu().numpy(), decoder)).to(bins.device)
         return mean + quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)
 
-    y_hat = _walk(loaded, coder, header)
+    y_hat = loaded.model.entropy.code(coder, rows, columns, quality_of(header, loaded))
     if _crc(y_hat) != _CRC.unpack_from(payload)[0]:
         raise StreamError(
             "the decoded integers do not match their checksum: the file is damaged or was written"
@@ -268,12 +305,8 @@ def read(header: Header, payload: bytes, loaded: LoadedModel) -> Tensor:
     return y_hat
 
 
-def _walk(loaded: LoadedModel, coder: LatentCoder, header: Header) -> Tensor:
-    grid = loaded.model.grid(header.height, header.width)
-    return loaded.model.entropy.code(coder, *grid, _quality(header, loaded))
-
-
-def _quality(header: Header, loaded: LoadedModel) -> Tensor:
+def quality_of(header: Header, loaded: LoadedModel) -> Tensor:
+    """The quality (1,) of a file, for the networks."""
     return torch.full((1,), float(header.quality), device=loaded.device)
 
 

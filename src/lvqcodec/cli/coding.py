@@ -13,14 +13,17 @@ from typing import Any
 
 import click
 
+from lvqcodec import tiling
 from lvqcodec.cli.common import (
     device_option,
     display_name,
     json_option,
     lattice_option,
     max_pixels_option,
+    memory_option,
     model_option,
     output_path,
+    parse_size,
     quiet_option,
     read_file,
     refuse_json_beside_data,
@@ -37,19 +40,17 @@ from lvqcodec.errors import UsageError
 _FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
 
 
-def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Bytes; k and M stand for a thousand and a million."""
+def _parse_region(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, int, int, int] | None:
+    """Four whole numbers; whether they are in the picture shows later."""
     if value is None:
         return None
-    factor = {"k": 1000, "K": 1000, "M": 1_000_000}.get(value[-1:], 1)
-    digits = value if factor == 1 else value[:-1]
     try:
-        size = float(digits) * factor
+        x, y, width, height = (int(number) for number in value.split(","))
     except ValueError:
-        size = math.nan
-    if not 1 <= size < math.inf:
-        raise click.BadParameter(f"{value!r} is no size like 20000, 20k or 1.5M")
-    return int(size)
+        raise click.BadParameter(f"{value!r} is no region like 0,0,640,480 (X,Y,W,H)") from None
+    return x, y, width, height
 
 
 @click.command()
@@ -63,7 +64,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @click.option(
     "--target-size",
-    callback=_parse_size,
+    callback=parse_size,
     metavar="BYTES",
     help="The best file of at most so many bytes (20000, 20k, 1.5M), instead of a quality.",
 )
@@ -94,6 +95,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @model_option
 @lattice_option
+@memory_option
 @device_option
 @threads_option
 @max_pixels_option
@@ -135,6 +137,7 @@ def encode(
     max_seconds: float | None,
     model: str,
     lattice: str | None,
+    max_memory: int | None,
     device: str,
     threads: int | None,
     max_pixels: int,
@@ -190,20 +193,20 @@ def encode(
         tune=tune,
         effort=effort,
         max_seconds=max_seconds,
+        max_memory=max_memory,
         device=device,
         report=_meter(tune) if meter else None,
     )
     if meter:
-        click.echo("\r\033[K", nl=False, err=True)  # what the meter showed last
+        _clear_meter()
     seconds = time.perf_counter() - start
     words = size_facts(len(found.data), width, height)
     decibels = found.psnr
     if psnr and decibels is None:
         from lvqcodec import metrics
 
-        decibels = metrics.psnr(
-            picture.pixels, codec.decode_picture(found.data, device=device).pixels
-        )
+        back = codec.decode_picture(found.data, max_memory=max_memory, device=device)
+        decibels = metrics.psnr(picture.pixels, back.pixels)
     if decibels is not None:
         words.append(f"{decibels:.2f} dB")
     write_file(out, found.data)
@@ -223,18 +226,29 @@ def encode(
     summarise(source, out, [*words, f"{seconds:.2f} s"], facts if as_json else None, quiet)
 
 
-def _meter(tune: str) -> Callable[[Any], None]:
-    """Show on the terminal how a search goes (`effort.Progress`), and when it will be over."""
+def _meter(tune: str = "psnr") -> Callable[[Any], None]:
+    """Show on the terminal how far work is (`effort.Progress`), and when it will be over."""
     start = time.monotonic()
 
     def show(progress: Any) -> None:
         left = (time.monotonic() - start) * (1 / max(progress.done, 1e-3) - 1)
-        bad = max(progress.distortion, 1e-9)
-        good = f"{-10 * math.log10(bad):.2f} dB" if tune == "psnr" else f"MS-SSIM {1 - bad:.4f}"
-        text = f"{progress.done:4.0%}  {progress.bpp:.4f} bpp  {good}  {left:.0f} s left"
-        click.echo(f"\r\033[K{text}", nl=False, err=True)
+        facts = [f"{progress.done:4.0%}"]
+        if progress.bpp is not None:
+            facts.append(f"{progress.bpp:.4f} bpp")
+        if progress.distortion is not None:
+            bad = max(progress.distortion, 1e-9)
+            facts.append(
+                f"{-10 * math.log10(bad):.2f} dB" if tune == "psnr" else f"MS-SSIM {1 - bad:.4f}"
+            )
+        facts.append(f"{left:.0f} s left")
+        click.echo(f"\r\033[K{'  '.join(facts)}", nl=False, err=True)
 
     return show
+
+
+def _clear_meter() -> None:
+    """Wipe off what the meter showed last."""
+    click.echo("\r\033[K", nl=False, err=True)
 
 
 @click.command()
@@ -251,6 +265,13 @@ def _meter(tune: str) -> Callable[[Any], None]:
     metavar="COLOUR",
     help="Colour to put behind transparent pixels, as CSS names it: white, #ffe0c0.",
 )
+@click.option(
+    "--region",
+    callback=_parse_region,
+    metavar="X,Y,W,H",
+    help="Only these pixels: W x H of them from column X and row Y on, counted from 0.",
+)
+@memory_option
 @device_option
 @threads_option
 @max_pixels_option
@@ -261,6 +282,8 @@ def decode(
     out: str | None,
     file_format: str | None,
     background: str | None,
+    region: tuple[int, int, int, int] | None,
+    max_memory: int | None,
     device: str,
     threads: int | None,
     max_pixels: int,
@@ -278,13 +301,24 @@ def decode(
         raise UsageError(f"{display_name(out)} exists already: name it as OUT to replace it")
     refuse_json_beside_data(as_json, out)
     data = read_file(source)
-    header, _ = unpack(data)  # a broken file is refused before torch is loaded
+    header, sections = unpack(data)  # a broken file is refused before torch is loaded
     check_limit(header.width, header.height, max_pixels)
+    tiling.from_sections(header, sections)
+    tiling.region(header, region)
     set_up_torch(device, threads)
     from lvqcodec import codec, imageio
 
     start = time.perf_counter()
-    picture = codec.decode_picture(data, device=device)
+    meter = sys.stderr.isatty() and not quiet
+    picture = codec.decode_picture(
+        data,
+        region=region,
+        max_memory=max_memory,
+        device=device,
+        report=_meter() if meter else None,
+    )
+    if meter:
+        _clear_meter()
     seconds = time.perf_counter() - start
     target = io.BytesIO() if out == "-" else out
     left_out = imageio.save(picture, target, format=file_format, background=background)

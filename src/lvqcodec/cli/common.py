@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,21 @@ def summarise(
     click.echo(f"{way}: {', '.join(words)}", err=True)
 
 
+def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes; k, M and G stand for a thousand, a million and a milliard."""
+    if value is None:
+        return None
+    factor = {"k": 1000, "K": 1000, "M": 10**6, "G": 10**9}.get(value[-1:], 1)
+    digits = value if factor == 1 else value[:-1]
+    try:
+        size = float(digits) * factor
+    except ValueError:
+        size = math.nan
+    if not 1 <= size < math.inf:
+        raise click.BadParameter(f"{value!r} is no size like 20000, 20k or 1.5M")
+    return int(size)
+
+
 def set_up_torch(device: str, threads: int | None) -> None:
     """Import torch with threads that let others run; UsageError if the device is absent."""
     # Must precede the first import of torch. Several lvq at once otherwise spin against each
@@ -148,6 +164,12 @@ device_option = click.option(
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]"
+)
+memory_option = click.option(
+    "--max-memory",
+    callback=parse_size,
+    metavar="SIZE",
+    help="Refuse a picture that takes more (800M, 2G).  [default: half of what is available]",
 )
 max_pixels_option = click.option(
     "--max-pixels",

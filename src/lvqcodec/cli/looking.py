@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lvqcodec import footprint, tiling
 from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_by_digest, list_models
 from lvqcodec.cli.common import complain, display_name, explain, read_file, size_facts
 from lvqcodec.container import EXTRAS, unpack
@@ -42,6 +43,7 @@ def info(files: tuple[str, ...], as_json: bool) -> None:
 def _facts(path: str) -> dict[str, Any]:
     data = read_file(path)
     header, sections = unpack(data)
+    tiles, _ = tiling.from_sections(header, sections)
     try:
         model = find_by_digest(header.model).name
     except ModelNotFound:
@@ -59,6 +61,8 @@ def _facts(path: str) -> dict[str, Any]:
         "digest": header.model.hex(),
         "stream_version": header.stream_version,
         **{name: len(sections.get(kind, b"")) for name, kind in EXTRAS.items()},
+        "tiles": len(tiles),
+        "decode_memory": footprint.decoding(header, tiles, tiling.region(header, None)),
     }
 
 
@@ -73,6 +77,8 @@ def _facts_line(facts: dict[str, Any]) -> str:
             f"model {facts['model'] or 'not installed'} ({facts['digest']})",
             f"stream version {facts['stream_version']}",
             *(f"{_NAMES[name]} {facts[name]:,} bytes" for name in EXTRAS if facts[name]),
+            *([f"{facts['tiles']} tiles"] if facts["tiles"] > 1 else []),
+            f"decodes in {footprint.spell(facts['decode_memory'])}",
         ]
     )
 

@@ -63,6 +63,11 @@ def _across_borders(x: Tensor, filter_: Tensor) -> Tensor:
     return torch.cat([x[..., :half], inner, x[..., -half:]], -1)
 
 
+def _reach(levels: Sequence[tuple[int, int, int]]) -> int:
+    """Positions on each side that a pyramid sees: every block convolves twice by 3x3."""
+    return -(-sum(2 * blocks * pixels for pixels, _, blocks in levels) // STRIDE)
+
+
 def _lap(x: Tensor, filter_: Tensor) -> Tensor:
     """Filter (B, C, H, W) across the block borders in both directions."""
     if x.shape[-1] > STRIDE:
@@ -176,12 +181,23 @@ class LappedTransform(nn.Module):
         for pixels, _, _ in (*config.analysis, *config.synthesis):
             if pixels < 1 or STRIDE % pixels:
                 raise UsageError(f"a level of {pixels} pixels does not divide blocks of {STRIDE}")
+        self.config = config
         latent = config.latent_channels
         self.register_buffer("prefilter", lapped_filter(STRIDE).float(), persistent=False)
         self.klt = Pointwise(_BLOCK, latent)
         self.inverse_klt = Pointwise(latent, _BLOCK)
         self.analysis_pyramid = _Pyramid(config.analysis, None, (latent, STRIDE))
         self.synthesis_pyramid = _Pyramid(config.synthesis, (latent, STRIDE), (3, 1))
+
+    @property
+    def analysis_reach(self) -> int:
+        """Positions around it on whose pixels a latent depends."""
+        return max(_reach(self.config.analysis), 1)
+
+    @property
+    def synthesis_reach(self) -> int:
+        """Positions around it on whose latents a pixel depends: networks see what is lapped."""
+        return _reach(self.config.synthesis) + 1
 
     def blocks(self, x: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W), sides multiples of 8, to blocks (B, 192, H/8, W/8)."""

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What memory coding a picture takes, told beforehand.
+
+The figures are of a CPU and of the largest of the shipped models, rounded up; what is on a GPU does
+not count. They were measured as peaks of whole processes (VmHWM).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from lvqcodec.container import Header
+from lvqcodec.errors import LvqError
+from lvqcodec.tiling import STRIDE, Tiling, Window
+
+SHARE = 0.5
+"""Of the memory that is available, what coding may take unless told otherwise."""
+
+_BASE = 420 * 2**20  # interpreter, torch, weights
+_TILE = 320  # bytes a pixel of a tile or window at work
+_LATENTS = 12  # bytes a pixel: 192 channels of four bytes in 64 pixels
+_MOVES = 6  # bytes a pixel, what a search has found: half of it
+_SEARCH = 2048  # bytes a pixel of the part at work, of efforts above 1
+_CORRECTION = 200  # the same, of effort 1
+_PART = 1024**2  # pixels of the largest part
+_OVERLAP = 2 * 128  # pixels in height of the latents that are held beside a row of tiles
+_LOADED, _SAVED = 10, 7  # bytes a pixel, the copies on the way from and to a picture file
+
+
+def decoding(header: Header, tiling: Tiling, region: Window) -> int:
+    """Bytes that decoding a region takes, picture file included."""
+    height, width = region.grid
+    pixels = height * width
+    work = _work(tiling) + _band(tiling, width)
+    return _BASE + header.channels * pixels + max(work, _SAVED * pixels)
+
+
+def encoding(header: Header, tiling: Tiling, effort: int = 0, *, weighed: bool = False) -> int:
+    """Bytes that encoding takes, picture file included; weighed: our file is decoded as well."""
+    pixels = header.width * header.height
+    work = _work(tiling)
+    if weighed:
+        work += _band(tiling, header.width)
+    if effort:
+        work += (_SEARCH if effort > 1 else _CORRECTION) * min(pixels, _PART) + _MOVES * pixels
+    return _BASE + header.channels * pixels + max(work, _LOADED * pixels)
+
+
+def _work(tiling: Tiling) -> int:
+    height, width = tiling.largest
+    return _TILE * STRIDE**2 * height * width
+
+
+def _band(tiling: Tiling, width: int) -> int:
+    rows, columns = (STRIDE * side + _OVERLAP for side in tiling.largest)
+    return _LATENTS * rows * (width + columns)
+
+
+def available() -> int | None:
+    """Bytes of memory that this machine has to give, None where that cannot be told."""
+    try:
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+        if found:
+            return 1024 * int(found[1])
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def check(need: int, limit: int | None, header: Header, *, remedy: str) -> None:
+    """Raise LvqError if `need` bytes are more than `limit`, by default SHARE of what there is."""
+    if limit is None:
+        there = available()
+        limit = need if there is None else int(SHARE * there)
+    if need > limit:
+        raise LvqError(
+            f"a picture of {header.width}x{header.height} needs about {spell(need)} of memory,"
+            f" more than the {spell(limit)} it may take: {remedy}"
+        )
+
+
+def spell(size: int) -> str:
+    """A number of bytes in words."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{-(-size // 2**20)} MiB"

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a large picture is cut into tiles of latents, and the bytes that hold them.
+
+Positions are those of the latent grid, STRIDE pixels each way. Tiles are coded one by one; the
+transforms overlap them: analysis and synthesis of a window look at a margin around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+from lvqcodec.container import (
+    SECTION_LATENTS,
+    SECTION_TILES,
+    Header,
+    Section,
+    checked,
+    read_varint,
+    to_varint,
+    verify_crc,
+)
+from lvqcodec.errors import FormatError, UsageError
+
+STRIDE = 8
+"""Pixels per latent position and direction, in stream version 1."""
+
+TILE = 1024
+"""Side of tiles in pixels, unless asked for otherwise."""
+
+WHOLE_PIXELS = 2**21
+"""Pictures of no more pixels are coded whole, unless asked for otherwise."""
+
+_EXPONENTS = range(2, 13)  # of the side of a tile in positions
+_MIN_TILE = 4  # bytes: the CRC of its integers
+
+
+class Window(NamedTuple):
+    """Rows and columns of latent positions (or of anything else)."""
+
+    rows: slice
+    columns: slice
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    def seen_from(self, outer: Window) -> Window:
+        """The same positions, counted from the first ones of another window."""
+        pairs = zip(self, outer, strict=True)
+        return Window(*(slice(s.start - o.start, s.stop - o.start) for s, o in pairs))
+
+    def shifted(self, origin: Window) -> Window:
+        """The same positions, counted from where those of `origin` are; undoes `seen_from`."""
+        pairs = zip(self, origin, strict=True)
+        return Window(*(slice(s.start + o.start, s.stop + o.start) for s, o in pairs))
+
+    def common(self, other: Window) -> Window:
+        """What is in both windows."""
+        pairs = zip(self, other, strict=True)
+        return Window(*(slice(max(s.start, o.start), min(s.stop, o.stop)) for s, o in pairs))
+
+    def grown(self, margin: int, grid: tuple[int, int]) -> Window:
+        """The window with a margin on each side, as far as the grid goes."""
+        pairs = zip(self, grid, strict=True)
+        return Window(*(slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in pairs))
+
+    def pixels(self, height: int, width: int) -> Window:
+        """Rows and columns of pixels of a window of positions, as far as a picture goes."""
+        pairs = zip(self, (height, width), strict=True)
+        return Window(*(slice(s.start * STRIDE, min(s.stop * STRIDE, n)) for s, n in pairs))
+
+
+def covering(pixels: Window) -> Window:
+    """The positions that some rows and columns of pixels lie in."""
+    return Window(*(slice(s.start // STRIDE, -(-s.stop // STRIDE)) for s in pixels))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A grid of `size` (h, w) positions cut into tiles of `side`, in raster order.
+
+    What is left over makes tiles of their own where it is at least half a side, else it belongs to
+    the last ones.
+    """
+
+    size: tuple[int, int]
+    side: int
+
+    @cached_property
+    def rows(self) -> list[slice]:
+        """Rows of positions of every row of tiles."""
+        return pieces(slice(0, self.size[0]), self.side)
+
+    @cached_property
+    def columns(self) -> list[slice]:
+        """Columns of positions of every column of tiles."""
+        return pieces(slice(0, self.size[1]), self.side)
+
+    def __len__(self) -> int:
+        """Number of tiles."""
+        return len(self.rows) * len(self.columns)
+
+    def __getitem__(self, index: int) -> Window:
+        """The positions of a tile."""
+        row, column = divmod(index, len(self.columns))
+        return Window(self.rows[row], self.columns[column])
+
+    @property
+    def everything(self) -> Window:
+        """The positions of all tiles."""
+        return Window(slice(0, self.size[0]), slice(0, self.size[1]))
+
+    @property
+    def window(self) -> int:
+        """Side of the windows, in positions, in which latents are to be looked at as pixels."""
+        height, width = self.size
+        small = len(self) == 1 and height * width * STRIDE**2 <= WHOLE_PIXELS
+        return self.side if small or len(self) > 1 else TILE // STRIDE
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """Height and width of the largest tile."""
+        rows, columns = (max(s.stop - s.start for s in cut) for cut in (self.rows, self.columns))
+        return rows, columns
+
+
+def pieces(part: slice, side: int) -> list[slice]:
+    """Cut a slice into pieces of `side`, but for the last: that takes half a side more or less."""
+    length = part.stop - part.start
+    if length < 1:
+        return []
+    count = max((2 * length + side) // (2 * side), 1)
+    edges = [*(part.start + side * index for index in range(count)), part.stop]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def _grid(header: Header) -> tuple[int, int]:
+    return -(-header.height // STRIDE), -(-header.width // STRIDE)
+
+
+def untiled(header: Header) -> Tiling:
+    """A picture as one tile."""
+    grid = _grid(header)
+    return Tiling(grid, max(grid))
+
+
+def choose(header: Header, tile: int | None = None) -> Tiling:
+    """Say how to code a picture; `tile` is the side in pixels, by default TILE if it is large.
+
+    Raises UsageError for a side that the format does not have.
+    """
+    sides = [STRIDE << exponent for exponent in _EXPONENTS]
+    if tile is None:
+        if header.width * header.height <= WHOLE_PIXELS:
+            return untiled(header)
+        tile = TILE
+    if tile not in sides:
+        raise UsageError(
+            f"tiles of {tile} pixels do not exist: give a power of two from {sides[0]}"
+            f" to {sides[-1]}"
+        )
+    tiling = Tiling(_grid(header), tile // STRIDE)
+    return tiling if len(tiling) > 1 else untiled(header)
+
+
+def region(header: Header, wanted: tuple[int, int, int, int] | None) -> Window:
+    """Rows and columns of pixels of (x, y, width, height), by default of the whole picture.
+
+    Raises UsageError for what is not in the picture.
+    """
+    x, y, width, height = wanted or (0, 0, header.width, header.height)
+    if min(x, y) < 0 or min(width, height) < 1:
+        raise UsageError(
+            f"region {x},{y},{width},{height} is none: give X,Y,W,H with W and H of at least 1"
+        )
+    if x + width > header.width or y + height > header.height:
+        raise UsageError(
+            f"region {x},{y},{width},{height} is not in the picture, which is"
+            f" {header.width}x{header.height}"
+        )
+    return Window(slice(y, y + height), slice(x, x + width))
+
+
+def to_section(tiling: Tiling, tiles: Sequence[bytes]) -> Section:
+    """Return the section of tiles, each of them CRC and range coder words, in raster order."""
+    if len(tiles) == 1:
+        return Section(SECTION_LATENTS, tiles[0])
+    lengths = b"".join(to_varint(len(tile)) for tile in tiles)
+    table = checked(bytes([tiling.side.bit_length() - 1]) + lengths)
+    return Section(SECTION_TILES, b"".join([table, *tiles]))
+
+
+def from_sections(header: Header, sections: Mapping[int, bytes]) -> tuple[Tiling, list[memoryview]]:
+    """Return the tiling of a file and its tiles; raises FormatError.
+
+    Nothing is allocated for more tiles than the payload has room for.
+    """
+    if SECTION_LATENTS in sections:
+        return untiled(header), [memoryview(sections[SECTION_LATENTS])]
+    payload = sections[SECTION_TILES]
+    exponent = payload[0] if payload else -1
+    if exponent not in _EXPONENTS:
+        raise FormatError(
+            f"tiles of 2^{exponent} positions are not known: upgrade lvqcodec"
+            if payload
+            else "the section of tiles is empty; fetch the file again"
+        )
+    tiling = Tiling(_grid(header), 1 << exponent)
+    if len(payload) < 1 + len(tiling) * (1 + _MIN_TILE) + 4:
+        raise FormatError(
+            f"{len(tiling)} tiles do not fit into {len(payload)} bytes; fetch the file again"
+        )
+    what = "the table of tiles"
+    lengths, at = [], 1
+    for _ in range(len(tiling)):
+        length, at = read_varint(payload, at, what)
+        lengths.append(length)
+    at = verify_crc(payload, 0, at, what)
+    if min(lengths) < _MIN_TILE or sum(lengths) != len(payload) - at:
+        raise FormatError(
+            f"tiles of {min(lengths)} bytes and more, {sum(lengths)} in all, are not what"
+            f" {len(payload) - at} bytes hold; fetch the file again"
+        )
+    view, tiles = memoryview(payload), []
+    for length in lengths:
+        tiles.append(view[at : at + length])
+        at += length
+    return tiling, tiles
