@@ -445,6 +445,60 @@ def test_a_reader_that_leaves_early_is_no_trouble(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == 1
 
 
+# transparency, metadata, frames
+
+
+def test_transparency_and_metadata_go_through(tiny: str, tmp_path: Path) -> None:
+    source, file, back = (tmp_path / name for name in ("a.webp", "a.lvq", "back.png"))
+    alpha = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)
+    xmp, exif = b"<x:xmpmeta/>", Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(np.dstack([photo(), alpha]))
+    picture.save(source, lossless=True, exact=True, exif=exif, xmp=xmp)
+    assert lvq("encode", source, "-m", tiny, "--psnr").exit_code == 0
+    assert lvq("decode", file, back).exit_code == 0
+    with Image.open(back) as shown:
+        assert (shown.mode, shown.getexif()[0x0112], shown.info["xmp"]) == ("RGBA", 6, xmp)
+        assert np.array_equal(np.asarray(shown)[..., 3], alpha)
+    facts = json.loads(lvq("info", "--json", file).stdout)
+    assert facts["alpha"] > 20 and facts["exif"] > 20 and facts["icc"] == 0
+    assert facts["xmp"] == len(xmp) + 1
+    assert f"XMP {len(xmp) + 1} bytes\n" in lvq("info", file).stdout
+
+    refused = lvq("decode", file, tmp_path / "back.jpg")
+    assert refused.exit_code == 2 and "--background" in complaint(refused)
+    assert not (tmp_path / "back.jpg").exists()
+    flat = lvq("decode", file, tmp_path / "back.ppm", "--background", "white")
+    assert flat.exit_code == 0 and flat.stderr.endswith(" s, without EXIF and XMP\n")
+    assert imageio.load(tmp_path / "back.ppm").shape == (WIDTH, HEIGHT, 3)  # turned upright
+
+    size = file.stat().st_size
+    assert lvq("encode", source, "-m", tiny, "--alpha-quality", "40").exit_code == 0
+    assert file.stat().st_size < size
+    assert lvq("encode", source, "-m", tiny, "--strip").exit_code == 0
+    facts = json.loads(lvq("info", "--json", file).stdout)
+    assert (facts["exif"], facts["xmp"], facts["width"]) == (0, 0, HEIGHT)
+    assert lvq("encode", source, "-m", tiny, "--target-size", str(size + 50)).exit_code == 0
+    assert size - 100 < file.stat().st_size <= size + 50
+
+
+def test_frames_are_chosen_and_others_converted(tiny: str, tmp_path: Path) -> None:
+    pages, deep = tmp_path / "pages.tif", tmp_path / "deep.png"
+    Image.fromarray(photo()).save(
+        pages, save_all=True, append_images=[Image.fromarray(photo()[:20])]
+    )
+    refused = lvq("encode", pages, "-m", tiny)
+    assert refused.exit_code == 5 and "--frame" in complaint(refused)
+    assert lvq("encode", pages, "-m", tiny, "--frame", "3").exit_code == 2
+    assert lvq("encode", pages, "-m", tiny, "--frame", "2").exit_code == 0
+    assert read_header((tmp_path / "pages.lvq").read_bytes()).height == 20
+    Image.fromarray(photo()[..., 0].astype(np.uint16) * 257).save(deep)
+    refused = lvq("encode", deep, "-m", tiny)
+    assert refused.exit_code == 5 and "--to-srgb8" in complaint(refused)
+    assert lvq("encode", deep, "-m", tiny, "--to-srgb8").exit_code == 0
+    assert read_header((tmp_path / "deep.lvq").read_bytes()).channels == 1
+
+
 # info and models
 
 

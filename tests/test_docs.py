@@ -88,7 +88,7 @@ def test_every_option_that_the_readme_mentions_exists() -> None:
     known = {option for command in main.commands.values() for option in long_options(command)}
     # of every command, of mypy, of pip, of torchrun
     elsewhere = {"--help", "--strict", "--index-url", "--nproc-per-node"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known | elsewhere
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", README)) <= known | elsewhere
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

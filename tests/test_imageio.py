@@ -12,6 +12,8 @@ from PIL import Image, ImageCms
 
 from lvqcodec import imageio
 from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
+from lvqcodec.metadata import parse_exif
+from lvqcodec.picture import Picture
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = COLOUR[..., 0]
@@ -437,3 +439,187 @@ def test_atomic_write_into_a_pipe(tmp_path):
 def test_atomic_write_where_no_file_can_be(tmp_path, name):
     with pytest.raises(UsageError, match=r"cannot write "):
         imageio.atomic_write(tmp_path / name, b"")
+
+
+# transparency, metadata, frames
+
+MASK = np.where(COLOUR[..., 1] > 90, 255, COLOUR[..., 2]).astype(np.uint8)
+XMP = b"<x:xmpmeta>\xc3\xa9</x:xmpmeta>"
+
+
+def exif_bytes(orientation):
+    tags = exif(orientation)
+    tags[0x010F] = "a make"
+    return tags.tobytes().removeprefix(b"Exif\0\0")
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "tiff", "avif", "jpg"])
+@pytest.mark.parametrize("grey", [False, True])
+def test_what_a_format_holds_is_written(form, grey):
+    icc = grey_profile(1.8) if grey else RED_IS_GREEN
+    alpha = None if form == "jpg" else MASK
+    picture = Picture(GREY if grey else COLOUR, alpha, icc, exif_bytes(6), XMP)
+    file = io.BytesIO()
+    left_out = imageio.save(picture, file, form)
+    back = imageio.load_picture(file := io.BytesIO(file.getvalue()))
+    assert left_out == (["the colour profile"] if grey and form == "webp" else [])
+    assert back.icc == (None if left_out else icc)
+    assert back.xmp == XMP
+    tags = parse_exif(back.exif)
+    assert (tags[0x0112], tags[0x010F]) == (6, "a make")
+    assert back.pixels.shape[:2] == COLOUR.shape[:2]
+    if form in ("png", "webp", "tiff"):
+        assert np.array_equal(back.alpha, MASK)
+        shown = np.stack([GREY] * 3, -1) if grey and form == "webp" else picture.pixels
+        assert np.array_equal(back.pixels, shown)
+
+
+@pytest.mark.parametrize("form", ["bmp", "ppm"])
+def test_what_a_format_does_not_hold_is_told_and_the_picture_turned(form):
+    file = io.BytesIO()
+    left_out = imageio.save(Picture(COLOUR, None, RED_IS_GREEN, exif_bytes(6), XMP), file, form)
+    assert left_out == ["the colour profile", "EXIF", "XMP"]
+    assert np.array_equal(loaded(file.getvalue()), np.rot90(COLOUR, -1))
+
+
+def test_directories_of_exif_go_into_tiff():
+    tags = exif(3)
+    tags[0x8769] = {0x829A: (1, 250), 0x9003: "2026:01:02 03:04:05"}
+    tags[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}
+    tags[0x0103] = 6  # of a thumbnail: not of this file
+    picture = Picture(COLOUR, exif=tags.tobytes()[6:])
+    file = io.BytesIO()
+    assert imageio.save(picture, file, "tiff") == []
+    back = imageio.load_picture(io.BytesIO(file.getvalue()))
+    found = parse_exif(back.exif)
+    assert found.get_ifd(0x8769)[0x9003] == "2026:01:02 03:04:05"
+    assert found.get_ifd(0x8825)[1] == "N"
+    assert np.array_equal(back.pixels, COLOUR)
+
+
+def test_exif_that_cannot_be_put_together_again():
+    tags = exif(6)
+    tags[0x010F] = "a make"
+    exif_of_it = tags.tobytes()[6:]
+    resolution = struct.pack(">HHI", 0x011A, 2, 8)  # a rational that says it is text
+    broken = exif_of_it.replace(struct.pack(">HHI", 0x010F, 2, 7), resolution)
+    assert broken != exif_of_it
+    for form in ("tiff", "avif", "png"):
+        file = io.BytesIO()
+        left_out = imageio.save(Picture(COLOUR, exif=broken), file, form)
+        assert left_out == ([] if form == "png" else ["EXIF"])
+
+
+def test_broken_exif_is_kept_where_it_is_not_taken_apart():
+    for form, kept in (("png", True), ("jpg", True), ("webp", True), ("tiff", False)):
+        file = io.BytesIO()
+        left_out = imageio.save(Picture(COLOUR, exif=b"no TIFF structure"), file, form)
+        assert left_out == ([] if kept else ["EXIF"])
+        back = imageio.load_picture(io.BytesIO(file.getvalue()))
+        assert back.exif == (b"no TIFF structure" if kept else None)
+
+
+@pytest.mark.parametrize("form", ["jpg", "bmp", "ppm"])
+def test_transparency_is_not_dropped_silently(form, tmp_path):
+    picture = Picture(COLOUR, MASK)
+    with pytest.raises(UsageError, match=r"holds no transparency; .*--background white"):
+        imageio.save(picture, tmp_path / f"a.{form}")
+    assert not list(tmp_path.iterdir())
+    imageio.save(picture, tmp_path / f"a.{form}", background="white")
+    if form != "jpg":
+        weight = MASK[..., None] / 255
+        flat = weight * COLOUR + (1 - weight) * 255
+        assert np.abs(imageio.load(tmp_path / f"a.{form}") - flat).max() <= 0.5
+
+
+def test_backgrounds():
+    picture = Picture(GREY, np.zeros_like(GREY))
+    for colour, pixel in (("#808080", 128), ("rgb(10, 20, 30)", [10, 20, 30])):
+        file = io.BytesIO()
+        imageio.save(picture, file, "ppm", background=colour)
+        assert (loaded(file.getvalue()) == pixel).all()
+    with pytest.raises(UsageError, match="'puce-ish' is no colour"):
+        imageio.save(picture, io.BytesIO(), "ppm", background="puce-ish")
+
+
+def test_too_much_metadata_for_the_format():
+    with pytest.raises(UsageError, match="cannot write 7 x 5 pixels as JPEG: EXIF data is too"):
+        imageio.save(Picture(COLOUR, exif=bytes(70000)), io.BytesIO(), "jpg")
+
+
+@pytest.mark.parametrize("form", ["TIFF", "PNG", "WEBP", "MPO"])
+def test_frames_are_chosen_from_1(form):
+    data = frames(form)
+    for frame, level in ((1, 0), (2, 255)):
+        picture = imageio.load_picture(io.BytesIO(data), frame=frame)
+        assert picture.pixels.shape == (5, 7, 3) and (picture.pixels == level).all()
+    with pytest.raises(UsageError, match="frame 3 does not exist: the picture has 2"):
+        imageio.load_picture(io.BytesIO(data), frame=3)
+    assert imageio.load_picture(io.BytesIO(written()), frame=1).pixels.shape == (5, 7, 3)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_one_transparent_grey_of_any_depth(depth):
+    key = chunk(b"tRNS", b"\0\1")
+    data = png(width=8 // depth, depth=depth, colour=0, rows=b"\0\x1b", extra=key)
+    picture = imageio.load_picture(io.BytesIO(data))
+    levels = [0x1B >> shift & (1 << depth) - 1 for shift in range(8 - depth, -1, -depth)]
+    expected = [0 if level == 1 else 255 for level in levels]
+    assert (picture.alpha is None) == (min(expected) == 255)
+    assert picture.alpha is None or picture.alpha.tolist() == [expected]
+
+
+def test_one_transparent_grey_of_16_bits_is_compared_before_it_is_reduced():
+    rows, key = b"\0" + struct.pack(">2H", 0x1234, 0x1235), chunk(b"tRNS", b"\x12\x34")
+    data = png(depth=16, colour=0, rows=rows, extra=key)
+    picture = imageio.load_picture(io.BytesIO(data), to_srgb8=True)
+    assert picture.alpha.tolist() == [[0, 255]]
+    assert picture.pixels.tolist() == [[18, 18]]
+
+
+@pytest.mark.parametrize(("photometric", "levels"), [(1, [0, 128, 255]), (0, [255, 127, 0])])
+def test_deep_grey_is_scaled_and_rounded(photometric, levels):
+    pixels = struct.pack("<3H", 0, 0x8000, 0xFFFF)
+    data = tiff((16,), pixels, t256=3, t262=photometric)
+    picture = imageio.load_picture(io.BytesIO(data), to_srgb8=True)
+    assert picture.pixels.tolist() == [levels]
+
+
+def test_a_palette_of_greys_is_grey():
+    picture = imageio.load_picture(io.BytesIO(saved(GREY, "png")))
+    file = io.BytesIO()
+    Image.fromarray(GREY).convert("P").save(file, "PNG")
+    assert np.array_equal(loaded(file.getvalue()), picture.pixels)
+
+
+def test_gamma_becomes_that_of_srgb():
+    rows = b"\0" + bytes([0, 55, 188, 255, 1, 99])
+    picture = imageio.load_picture(io.BytesIO(png(rows=rows, extra=gamma(1))), to_srgb8=True)
+    light = np.array([0, 55, 188, 255, 1, 99]) / 255
+    curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    assert picture.pixels.ravel().tolist() == np.rint(255 * curve).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b"\nexif\n    4\n49492a00\n", b"II*\0"),
+        (b"\nexif\n    4\n4949\n2a00\nand more", b"II*\0"),
+        (b"\nexif\n4\nno hex digits", None),
+        (b"\nexif", None),
+    ],
+)
+def test_exif_as_it_was_in_png_once(text, found):
+    data = png(extra=chunk(b"tEXt", b"Raw profile type exif\0" + text))
+    assert imageio.load_picture(io.BytesIO(data)).exif == found
+
+
+def test_stripping_changes_nothing_that_shows():
+    def stripped(**options):
+        data = written(color=(10, 20, 30), size=(3, 2), **options)
+        return imageio.load_picture(io.BytesIO(data), stripped=True)
+
+    assert stripped(icc_profile=SRGB, exif=exif(6)).icc is None
+    assert stripped(icc_profile=SRGB, exif=exif(6)).pixels.shape == (3, 2, 3)
+    assert stripped(icc_profile=RED_IS_GREEN).icc == RED_IS_GREEN
+    assert stripped(icc_profile=b"x" * 200).icc is None  # which no viewer heeds

@@ -264,12 +264,14 @@ def decode_picture(
     check_limit(header.width, header.height, max_pixels)
     layout, tiles = tiling.from_sections(header, sections)
     shown = tiling.region(header, region)
+    loaded = stream.load_card(find_by_digest(header.model), stream.find_device(device))
+    for index, tile in enumerate(tiles):
+        stream.open_tile(tile, loaded, layout[index].grid)  # a size that is none shows here
     need = footprint.decoding(header, layout, shown)
     footprint.check(need, max_memory, header, remedy="allow for more (--max-memory)")
-    loaded = stream.load_card(find_by_digest(header.model), stream.find_device(device))
     tell = None if report is None else lambda done: report(Progress(done))
     pixels = decode_tiles(header, loaded, layout, tiles, shown, tell)
-    extras = unpack_extras(header, sections)  # after the latents, which show a size that is none
+    extras = unpack_extras(header, sections)
     if extras.get("alpha") is not None:
         extras["alpha"] = extras["alpha"][shown]
     return Picture(pixels, **extras)

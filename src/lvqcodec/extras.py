@@ -113,6 +113,8 @@ def _unpack_alpha(payload: bytes, width: int, height: int) -> NDArray[np.uint8]:
         if image.size != (width, height) or getattr(image, "n_frames", 1) != 1:
             raise ValueError(f"{image.size[0]} x {image.size[1]} for {width} x {height}")
         bands = np.asarray(image)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow lets out whatever its parsers stumble over
         reason = str(error) or type(error).__name__
         raise FormatError(f"the alpha is damaged ({reason}); {_AGAIN}") from error

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from lvqcodec.container import MAX_PIXELS, looks_like
 from lvqcodec.errors import FormatError, LvqError, UnsupportedImage, UsageError
-from lvqcodec.metadata import EXIF_PREFIX, XMP_TAG, describing, orientation, parse_exif, strip
+from lvqcodec.metadata import EXIF_PREFIX, orientation, rewritable, strip, tiff_tags
 from lvqcodec.picture import Picture
 from lvqcodec.reader import READABLE, find_reader, read
 
@@ -156,9 +156,13 @@ def save(
     try:
         options = form.options | _metadata_options(form, picture, left_out)
         Image.fromarray(picture.array()).save(file, form.name, **options)
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of what metadata may hold Pillow's writers stumble over much
         size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise UsageError(f"cannot write {size} pixels as {form.name}: {error}") from error
+        raise UsageError(
+            f"cannot write {size} pixels as {form.name}: {error}; choose another format"
+        ) from error
     if isinstance(target, _PATH):
         atomic_write(target, file.getvalue())
     else:
@@ -210,7 +214,7 @@ def _flatten(picture: Picture, background: str) -> Picture:
 def _holds(form: _Format, name: str, picture: Picture) -> bool:
     """Whether a format takes this piece of a picture's metadata."""
     if name == "exif" and form.name in ("TIFF", "AVIF"):
-        return parse_exif(picture.exif) is not None  # they take it apart
+        return rewritable(picture.exif)  # they take it apart
     if name == "icc" and form.name == "WEBP" and picture.icc:
         return picture.icc[16:20] != b"GRAY"  # it has no grey
     return name in form.holds
@@ -222,10 +226,7 @@ def _metadata_options(form: _Format, picture: Picture, left_out: Sequence[str]) 
     icc, exif, xmp = (data.get(name) for name in ("icc", "exif", "xmp"))
     options: dict[str, Any] = {"icc_profile": icc} if icc else {}
     if form.name == "TIFF":
-        tags = describing(parse_exif(exif) or Image.Exif())
-        if xmp:
-            tags[XMP_TAG] = xmp
-        return options | {"exif": tags}
+        return options | {"exif": tiff_tags(exif, xmp)}
     if exif:
         options["exif"] = EXIF_PREFIX + exif
     if xmp and form.name == "PNG":

@@ -13,9 +13,7 @@ from lvqcodec.colour import means_srgb
 from lvqcodec.picture import Picture
 
 EXIF_PREFIX = b"Exif\0\0"
-XMP_TAG = 700
-"""Of a TIFF file."""
-
+_XMP_TAG = 700  # of a TIFF file
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 # What of the first directory describes the picture: the rest of it describes the TIFF file.
@@ -41,7 +39,7 @@ def read_exif(image: ImageFile.ImageFile) -> bytes | None:
     exif = image.info.get("exif") or _raw_profile(image, "exif")
     if exif is None and isinstance(image, TiffImageFile):
         try:
-            tags = describing(image.getexif())
+            tags = _describing(image.getexif())
             exif = tags.tobytes() if len(tags) else None
         except Exception:  # broken metadata is no obstacle to any viewer
             return None
@@ -57,8 +55,9 @@ def read_xmp(image: ImageFile.ImageFile) -> bytes | None:
 def _raw_profile(image: ImageFile.ImageFile, kind: str) -> bytes | None:
     """Return what ImageMagick put into PNG files before there were chunks for it."""
     text = image.info.get(f"Raw profile type {kind}")
-    try:  # an empty line, the kind, the length, hexadecimal digits
-        return bytes.fromhex("".join(text.split("\n")[3:])) or None if text else None
+    try:
+        _, _, length, *digits = text.split("\n") if text else ("", "", "0")
+        return bytes.fromhex("".join(digits)[: 2 * int(length)]) or None
     except (AttributeError, ValueError):
         return None
 
@@ -73,14 +72,31 @@ def parse_exif(exif: bytes | None) -> Image.Exif | None:
         return None
 
 
-def describing(tags: Image.Exif) -> Image.Exif:
+def rewritable(exif: bytes | None) -> bool:
+    """Whether Pillow can take EXIF apart and put it together again."""
+    tags = parse_exif(exif)
+    try:
+        return tags is not None and bool(tags.tobytes() and _describing(tags).tobytes())
+    except Exception:  # values that are not of their type
+        return False
+
+
+def tiff_tags(exif: bytes | None, xmp: bytes | None) -> bytes:
+    """Return EXIF, which is rewritable, and XMP as tags for a TIFF file."""
+    tags = _describing(parse_exif(exif) or Image.Exif())
+    if xmp:
+        tags[_XMP_TAG] = xmp
+    return tags.tobytes()
+
+
+def _describing(tags: Image.Exif) -> Image.Exif:
     """Return those tags that tell of the picture, not of how a TIFF file stores it."""
     out = Image.Exif()
     for tag in _TIFF_TAGS:
         if tag in tags:
             out[tag] = tags[tag]
     for directory in _DIRECTORIES:
-        if inner := tags.get_ifd(directory):
+        if directory in tags and (inner := tags.get_ifd(directory)):
             out[directory] = dict(inner)
     return out
 

@@ -280,29 +280,39 @@ def read(
     Those of a tile of `grid` positions, by default of the whole picture.
     Raises FormatError for a payload that is too short, StreamError if the integers are wrong.
     """
-    if len(payload) < _CRC.size:
-        raise FormatError(
-            f"latents section of {len(payload)} bytes is too short; get the file again"
-        )
     quantizer = Quantizer(header.lattice, loaded.tables)
-    decoder = SymbolDecoder(bytes(payload[_CRC.size :]))
-    rows, columns = grid or loaded.model.grid(header.height, header.width)
-    # before anything of the tile's size is allocated: a few bytes can claim any size
-    latents = rows * columns * loaded.model.config.transform.latent_channels
-    decoder.require(latents * loaded.tables.least_bits)
+    grid = grid or loaded.model.grid(header.height, header.width)
+    decoder = open_tile(payload, loaded, grid)
 
     def coder(positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
         bins = nearest_bin(scale).flatten()
         j = torch.from_numpy(quantizer.read(bins.cpu().numpy(), decoder)).to(bins.device)
         return mean + quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)
 
-    y_hat = loaded.model.entropy.code(coder, rows, columns, quality_of(header, loaded))
+    y_hat = loaded.model.entropy.code(coder, *grid, quality_of(header, loaded))
     if _crc(y_hat) != _CRC.unpack_from(payload)[0]:
         raise StreamError(
             "the decoded integers do not match their checksum: the file is damaged or was written"
             " with other weights"
         )
     return y_hat
+
+
+def open_tile(
+    payload: bytes | memoryview, loaded: LoadedModel, grid: tuple[int, int]
+) -> SymbolDecoder:
+    """Return a decoder of the symbols of a tile; raises FormatError for one that is too short.
+
+    Nothing of the tile's size is allocated before: a few bytes can claim any size.
+    """
+    if len(payload) < _CRC.size:
+        raise FormatError(
+            f"latents section of {len(payload)} bytes is too short; get the file again"
+        )
+    decoder = SymbolDecoder(bytes(payload[_CRC.size :]))
+    latents = grid[0] * grid[1] * loaded.model.config.transform.latent_channels
+    decoder.require(latents * loaded.tables.least_bits)
+    return decoder
 
 
 def quality_of(header: Header, loaded: LoadedModel) -> Tensor:

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of every kind of picture in every format: the table of docs/PICTURES.md, checked.
+
+Every cell is a real file through `lvq encode` and `lvq decode`. Remake the table with
+python tests/test_pictures.py.
+"""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import make_photograph
+from PIL import Image
+from test_imageio import profile
+
+from lvqcodec import imageio
+from lvqcodec.cli import main
+from lvqcodec.colour import Colours, stated_to_srgb
+from lvqcodec.metadata import parse_exif
+from lvqcodec.metrics import psnr
+from lvqcodec.picture import turn
+
+PAGE = Path(__file__).parents[1] / "docs" / "PICTURES.md"
+FORMATS = {"PNG": "png", "JPEG": "jpg", "WebP": "webp", "TIFF": "tif"}
+HEIGHT, WIDTH = 21, 34
+
+PHOTO = make_photograph(HEIGHT, WIDTH, seed=4)
+GREY = PHOTO[..., 1]
+MASK = np.clip(np.add.outer(9 * np.arange(HEIGHT), 5 * np.arange(WIDTH)), 40, 255).astype(np.uint8)
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">A\xc3\xa9</x:xmpmeta>'
+
+
+def xyz(*values):
+    return struct.pack(">4s4x3i", b"XYZ ", *(round(65536 * value) for value in values))
+
+
+SRGB_CURVE = struct.pack(">4s4xHH5i", b"para", 3, 0, 157286, 62119, 3417, 5072, 2651)
+P3 = profile(
+    b"RGB ",
+    {
+        b"wtpt": xyz(0.9642, 1, 0.8249),
+        b"rXYZ": xyz(0.5151, 0.2412, -0.0011),
+        b"gXYZ": xyz(0.2920, 0.6922, 0.0419),
+        b"bXYZ": xyz(0.1571, 0.0666, 0.7841),
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), SRGB_CURVE),
+    },
+)
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    tags[0x010E] = "a photograph"
+    return tags
+
+
+def transparent_palette():
+    image = Image.fromarray(PHOTO).quantize(16)
+    image.info["transparency"] = bytes(range(0, 256, 16))
+    return image
+
+
+def palette_and_alpha():
+    return Image.fromarray(np.dstack([PHOTO, MASK])).convert("PA")
+
+
+def sixteen():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(
+        (256 * GREY.astype(int) + rng.integers(0, 256, GREY.shape)).astype(np.uint16)
+    )
+
+
+def with_metadata(form, name):
+    """PHOTO with one piece of metadata; options of Pillow by format."""
+    image = Image.fromarray(PHOTO)
+    if name.startswith("EXIF"):
+        return image, {"exif": exif(int(name[-1]))}
+    if name == "ICC P3":
+        return image, {"icc_profile": P3}
+    if form == "PNG":
+        from PIL.PngImagePlugin import PngInfo
+
+        chunks = PngInfo()
+        chunks.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        return image, {"pnginfo": chunks}
+    return image, {"tiffinfo": {700: XMP}} if form == "TIFF" else {"xmp": XMP}
+
+
+KEPT, EXPANDED, ASKED = "kept", "kept, as RGB or grey", "refused; converted by `--to-srgb8`"
+# kind: its samples, and what becomes of it in which formats
+SAMPLES = {
+    "RGB": (lambda: Image.fromarray(PHOTO), KEPT, "PNG JPEG WebP TIFF"),
+    "RGBA": (lambda: Image.fromarray(np.dstack([PHOTO, MASK])), KEPT, "PNG WebP TIFF"),
+    "L": (lambda: Image.fromarray(GREY), KEPT, "PNG JPEG TIFF"),
+    "LA": (lambda: Image.fromarray(np.dstack([GREY, MASK])), KEPT, "PNG TIFF"),
+    "P": (lambda: Image.fromarray(PHOTO).quantize(16), EXPANDED, "PNG TIFF"),
+    "P + transparency": (transparent_palette, EXPANDED, "PNG"),
+    "PA": (palette_and_alpha, EXPANDED, "TIFF"),
+    "1": (lambda: Image.fromarray(GREY > 120), EXPANDED, "PNG TIFF"),
+    "CMYK": (lambda: Image.fromarray(PHOTO).convert("CMYK"), ASKED, "JPEG TIFF"),
+    "I;16": (sixteen, ASKED, "PNG TIFF"),
+}
+METADATA = [*(f"EXIF orientation {n}" for n in range(1, 9)), "ICC P3", "XMP"]
+CELLS = [(kind, form) for kind, (_, _, forms) in SAMPLES.items() for form in forms.split()]
+
+
+def table():
+    """The table as docs/PICTURES.md has it."""
+    lines = [f"| kind | {' | '.join(FORMATS)} |", "|---" * (len(FORMATS) + 1) + "|"]
+    for kind, (_, outcome, forms) in SAMPLES.items():
+        cells = (outcome if form in forms.split() else "-" for form in FORMATS)
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    for kind in ("EXIF orientation 1 to 8", "ICC P3", "XMP"):
+        lines.append(f"| {kind} |" + f" {KEPT} |" * len(FORMATS))
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_has_this_table():
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == with_table(text), "remake it: python tests/test_pictures.py"
+
+
+def with_table(text):
+    """The page with its table made anew: the first lines that begin with a bar."""
+    lines = text.splitlines(keepends=True)
+    first = next(n for n, line in enumerate(lines) if line.startswith("|"))
+    last = next(n for n in range(first, len(lines)) if not lines[n].startswith("|"))
+    return "".join(lines[:first]) + table() + "".join(lines[last:])
+
+
+def lvq(*arguments):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def through(path, *options, suffix="png"):
+    """The picture that `lvq encode` and `lvq decode` make of a file."""
+    file, back = path.with_suffix(".lvq"), path.with_name(f"back.{suffix}")
+    result = lvq("encode", path, file, "-m", "tiny", "-q", 90, *options)
+    assert result.exit_code == 0, result.stderr
+    result = lvq("decode", file, back)
+    assert result.exit_code == 0, result.stderr
+    return imageio.load_picture(back)
+
+
+def expected(image):
+    """The samples and the alpha that Pillow shows of an opened picture."""
+    image.load()
+    grey = image.mode in ("1", "L", "LA")
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("L" if grey else "RGB")), None
+    bands = np.asarray(image.convert("LA" if grey else "RGBA"))
+    return (bands[..., 0] if grey else bands[..., :3]), bands[..., -1]
+
+
+@pytest.mark.parametrize(("kind", "form"), CELLS, ids=lambda value: value)
+def test_samples(tiny, tmp_path, kind, form):
+    make, outcome, _ = SAMPLES[kind]
+    path = tmp_path / f"in.{FORMATS[form]}"
+    image = make()
+    image.save(path, lossless=True) if form == "WebP" else image.save(path)
+    with Image.open(path) as stored:
+        assert stored.mode == image.mode
+        pixels, alpha = (None, None) if outcome is ASKED else expected(stored)
+    if outcome is ASKED:
+        refused = lvq("encode", path, "-m", "tiny")
+        assert refused.exit_code == 5 and "--to-srgb8" in refused.stderr
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+        options = ["--to-srgb8"]
+        if kind == "I;16":
+            pixels = np.rint(np.asarray(image) / 257).astype(np.uint8)
+        else:
+            with Image.open(path) as stored:
+                pixels = np.asarray(stored.convert("RGB"))
+    else:
+        options = []
+    read = imageio.load_picture(path, to_srgb8=outcome is ASKED)
+    assert np.array_equal(read.pixels, pixels)
+    back = through(path, *options)
+    assert back.pixels.shape == pixels.shape and psnr(back.pixels, pixels) > 15
+    assert (back.alpha is None) == (alpha is None)
+    if alpha is not None:
+        assert alpha.min() < 255
+        assert np.array_equal(read.alpha, alpha) and np.array_equal(back.alpha, alpha)
+    assert (back.icc, back.exif, back.xmp) == (None, None, None)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kind", METADATA)
+def test_metadata(tiny, tmp_path, kind, form):
+    path = tmp_path / f"in.{FORMATS[form]}"
+    image, options = with_metadata(form, kind)
+    image.save(path, **options)
+    read = imageio.load_picture(path)
+    assert read.pixels.shape == PHOTO.shape
+    if form in ("PNG", "TIFF"):
+        assert np.array_equal(read.pixels, PHOTO)
+    elif form == "JPEG":
+        with Image.open(path) as stored:
+            assert np.array_equal(read.pixels, np.asarray(stored))
+    back = through(path)
+    assert (back.icc, back.exif, back.xmp) == (read.icc, read.exif, read.xmp)
+    assert psnr(back.pixels, read.pixels) > 15
+    assert (read.icc == P3) == (kind == "ICC P3")
+    assert (read.xmp == XMP) == (kind == "XMP")
+    bare = through(path, "--strip")
+    assert (bare.exif, bare.xmp) == (None, None)
+    if kind.startswith("EXIF"):
+        tags, orientation = parse_exif(back.exif), int(kind[-1])
+        assert (tags[0x0112], tags[0x010E]) == (orientation, "a photograph")
+        upright = turn(read.pixels, orientation)
+        assert psnr(bare.pixels, upright) > 15 and bare.pixels.shape == upright.shape
+    else:
+        assert read.exif is None
+        assert bare.icc == read.icc  # without it the colours would be others
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_profile_is_converted_on_request(tiny, tmp_path, form):
+    path = tmp_path / f"in.{FORMATS[form]}"
+    vivid = np.dstack([GREY, 255 - GREY, GREY // 2])
+    options = {"lossless": True} if form == "WebP" else {}
+    Image.fromarray(vivid).save(path, icc_profile=P3, **options)
+    kept, shown = imageio.load_picture(path), imageio.load_picture(path, to_srgb8=True)
+    assert kept.icc == P3 and shown.icc is None
+    matrix = [[1.2249, -0.2249, 0], [-0.0420, 1.0420, 0], [-0.0196, -0.0786, 1.0983]]
+    by_numbers = stated_to_srgb(kept.pixels, Colours("P3", None, np.array(matrix)))
+    error = np.abs(shown.pixels.astype(int) - by_numbers)
+    # lcms counts in 8 bits, which is coarse in dark, clipped colours
+    assert np.mean(error) < 1 and error.max() <= 8
+    assert np.abs(shown.pixels.astype(int) - kept.pixels).max() > 10
+    assert through(path, "--to-srgb8").icc is None
+
+
+def test_orientation_is_as_viewers_take_it():
+    for orientation in range(1, 9):
+        file = io.BytesIO()
+        Image.fromarray(PHOTO).save(file, "PNG", exif=exif(orientation))
+        from PIL import ImageOps
+
+        with Image.open(file) as image:
+            assert np.array_equal(turn(PHOTO, orientation), ImageOps.exif_transpose(image))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
