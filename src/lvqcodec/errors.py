@@ -37,6 +37,6 @@ class ModelMismatch(LvqError):
 
 
 class UnsupportedImage(LvqError):
-    """A valid picture of a kind that is not coded: 16 bits, CMYK, HDR, pages, too large, ..."""
+    """A valid picture of a kind that is not coded: alpha, palette, 16 bits, CMYK, too large, ..."""
 
     exit_code = 5
