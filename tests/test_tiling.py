@@ -515,7 +515,7 @@ def test_info_tells_tiles_and_memory(tiny, files, tmp_path):
     file = tmp_path / "a.lvq"
     file.write_bytes(files[0][0])
     line = lvq("info", file).stdout
-    assert ", 6 tiles, decodes in " in line and line.endswith("MiB\n")
+    assert ", 9 tiles, decodes in " in line and line.endswith("MiB\n")
     header, sections = unpack(files[0][0])
     broken = bytearray(sections[SECTION_TILES])
     broken[1] += 1
