@@ -7,7 +7,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -133,20 +134,20 @@ def encode(
     from lvqcodec import codec
 
     start = time.perf_counter()
-    found = codec.encode_image(
-        image,
-        model=model,
-        quality=quality,
-        target_bytes=target_size,
-        target_psnr=target_psnr,
-        lattice=lattice,
-        effort=effort,
-        max_seconds=max_seconds,
-        max_memory=max_memory,
-        device=device,
-        report=_meter(),
-    )
-    _clear_meter()
+    with _meter() as report:
+        found = codec.encode_image(
+            image,
+            model=model,
+            quality=quality,
+            target_bytes=target_size,
+            target_psnr=target_psnr,
+            lattice=lattice,
+            effort=effort,
+            max_seconds=max_seconds,
+            max_memory=max_memory,
+            device=device,
+            report=report,
+        )
     seconds = time.perf_counter() - start
     facts = size_facts(len(found.data), width, height)
     if psnr or found.psnr is not None:
@@ -161,10 +162,12 @@ def encode(
     summarise(source, out, [*facts, f"{seconds:.2f} s"])
 
 
-def _meter() -> Callable[[Any], None] | None:
-    """Show on the terminal, if there is one, how far work is (`effort.Progress`)."""
+@contextmanager
+def _meter() -> Iterator[Callable[[Any], None] | None]:
+    """Show on the terminal, if there is one, how far work is (`effort.Progress`); wipe it off."""
     if not sys.stderr.isatty():
-        return None
+        yield None
+        return
     start = time.monotonic()
 
     def show(progress: Any) -> None:
@@ -177,12 +180,9 @@ def _meter() -> Callable[[Any], None] | None:
         facts.append(f"{left:.0f} s left")
         click.echo(f"\r\033[K{'  '.join(facts)}", nl=False, err=True)
 
-    return show
-
-
-def _clear_meter() -> None:
-    """Wipe off what the meter showed last."""
-    if sys.stderr.isatty():
+    try:
+        yield show
+    finally:
         click.echo("\r\033[K", nl=False, err=True)
 
 
@@ -230,8 +230,10 @@ def decode(
     from lvqcodec import codec, imageio
 
     start = time.perf_counter()
-    image = codec.decode(data, region=region, max_memory=max_memory, device=device, report=_meter())
-    _clear_meter()
+    with _meter() as report:
+        image = codec.decode(
+            data, region=region, max_memory=max_memory, device=device, report=report
+        )
     seconds = time.perf_counter() - start
     if out == "-":
         picture = io.BytesIO()
