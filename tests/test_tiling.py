@@ -182,6 +182,14 @@ def test_tiles_cost_little(loaded, photograph):
     assert errors[1] == pytest.approx(errors[0], rel=0.05)
 
 
+def test_progress_is_told_tile_by_tile(loaded, photograph):
+    told = []
+    data = encode(photograph(64, 96), model=loaded, tile=SIDE, report=told.append)
+    decode(data, device="cpu", report=told.append)
+    shares = [progress.done for progress in told]
+    assert shares == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1] * 2)
+
+
 # --- regions --------------------------------------------------------------------------------------
 
 
