@@ -356,7 +356,7 @@ def test_a_model_that_is_not_there_exits_4(png: Path, tmp_path: Path) -> None:
         ("encode", "in.png", "--effort", "10"),
         ("encode", "in.png", "--max-seconds", "0"),
         ("encode", "in.png", "--target-size", "0"),
-        ("encode", "in.png", "--target-size", "20G"),
+        ("encode", "in.png", "--target-size", "20T"),
         ("encode", "in.png", "--target-size", "nan"),
         ("encode", "in.png", "--target-psnr", "-3"),
         ("encode",),

@@ -182,6 +182,14 @@ def test_tiles_cost_little(loaded, photograph):
     assert errors[1] == pytest.approx(errors[0], rel=0.05)
 
 
+def test_progress_is_told_tile_by_tile(loaded, photograph):
+    told = []
+    data = encode(photograph(64, 96), model=loaded, tile=SIDE, report=told.append)
+    decode(data, device="cpu", report=told.append)
+    shares = [progress.done for progress in told]
+    assert shares == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1] * 2)
+
+
 # --- regions --------------------------------------------------------------------------------------
 
 
@@ -517,7 +525,7 @@ def test_info_tells_tiles_and_memory(tiny, files, tmp_path):
     file = tmp_path / "a.lvq"
     file.write_bytes(files[0][0])
     line = lvq("info", file).stdout
-    assert ", 6 tiles, decodes in " in line and line.endswith("MiB\n")
+    assert ", 9 tiles, decodes in " in line and line.endswith("MiB\n")
     header, sections = unpack(files[0][0])
     broken = bytearray(sections[SECTION_TILES])
     broken[1] += 1

@@ -26,7 +26,7 @@ _SEARCH = 2048  # bytes a pixel of the part at work, of efforts above 1
 _CORRECTION = 200  # the same, of effort 1
 _PART = 1024**2  # pixels of the largest part
 _OVERLAP = 2 * 128  # pixels in height of the latents that are held beside a row of tiles
-_LOADED, _SAVED = 10, 7  # bytes a pixel, the copies on the way from and to a picture file
+_FILE = 10  # bytes a pixel, the copies on the way from and to a picture file
 
 
 def decoding(header: Header, tiling: Tiling, region: Window) -> int:
@@ -34,7 +34,7 @@ def decoding(header: Header, tiling: Tiling, region: Window) -> int:
     height, width = region.grid
     pixels = height * width
     work = _work(tiling) + _band(tiling, width)
-    return _BASE + header.channels * pixels + max(work, _SAVED * pixels)
+    return _BASE + header.channels * pixels + max(work, _FILE * pixels)
 
 
 def encoding(header: Header, tiling: Tiling, effort: int = 0, *, weighed: bool = False) -> int:
@@ -45,7 +45,7 @@ def encoding(header: Header, tiling: Tiling, effort: int = 0, *, weighed: bool =
         work += _band(tiling, header.width)
     if effort:
         work += (_SEARCH if effort > 1 else _CORRECTION) * min(pixels, _PART) + _MOVES * pixels
-    return _BASE + header.channels * pixels + max(work, _LOADED * pixels)
+    return _BASE + header.channels * pixels + max(work, _FILE * pixels)
 
 
 def _work(tiling: Tiling) -> int:

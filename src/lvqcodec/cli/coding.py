@@ -8,7 +8,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -165,7 +166,6 @@ def encode(
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
     out = output_path(source, out, ".lvq")
     refuse_json_beside_data(as_json, out)
-    meter = sys.stderr.isatty() and not quiet
     from lvqcodec import imageio
 
     picture = imageio.load_picture(
@@ -182,23 +182,22 @@ def encode(
     from lvqcodec import codec
 
     start = time.perf_counter()
-    found = codec.encode_image(
-        picture,
-        model=model,
-        quality=quality,
-        target_bytes=target_size,
-        target_psnr=target_psnr,
-        alpha_quality=alpha_quality,
-        lattice=lattice,
-        tune=tune,
-        effort=effort,
-        max_seconds=max_seconds,
-        max_memory=max_memory,
-        device=device,
-        report=_meter(tune) if meter else None,
-    )
-    if meter:
-        _clear_meter()
+    with _meter(quiet, tune) as report:
+        found = codec.encode_image(
+            picture,
+            model=model,
+            quality=quality,
+            target_bytes=target_size,
+            target_psnr=target_psnr,
+            alpha_quality=alpha_quality,
+            lattice=lattice,
+            tune=tune,
+            effort=effort,
+            max_seconds=max_seconds,
+            max_memory=max_memory,
+            device=device,
+            report=report,
+        )
     seconds = time.perf_counter() - start
     words = size_facts(len(found.data), width, height)
     decibels = found.psnr
@@ -226,8 +225,12 @@ def encode(
     summarise(source, out, [*words, f"{seconds:.2f} s"], facts if as_json else None, quiet)
 
 
-def _meter(tune: str = "psnr") -> Callable[[Any], None]:
-    """Show on the terminal how far work is (`effort.Progress`), and when it will be over."""
+@contextmanager
+def _meter(quiet: bool, tune: str = "psnr") -> Iterator[Callable[[Any], None] | None]:
+    """Show on the terminal, if there is one, how far work is (`effort.Progress`); wipe it off."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
     start = time.monotonic()
 
     def show(progress: Any) -> None:
@@ -243,12 +246,10 @@ def _meter(tune: str = "psnr") -> Callable[[Any], None]:
         facts.append(f"{left:.0f} s left")
         click.echo(f"\r\033[K{'  '.join(facts)}", nl=False, err=True)
 
-    return show
-
-
-def _clear_meter() -> None:
-    """Wipe off what the meter showed last."""
-    click.echo("\r\033[K", nl=False, err=True)
+    try:
+        yield show
+    finally:
+        click.echo("\r\033[K", nl=False, err=True)
 
 
 @click.command()
@@ -309,16 +310,10 @@ def decode(
     from lvqcodec import codec, imageio
 
     start = time.perf_counter()
-    meter = sys.stderr.isatty() and not quiet
-    picture = codec.decode_picture(
-        data,
-        region=region,
-        max_memory=max_memory,
-        device=device,
-        report=_meter() if meter else None,
-    )
-    if meter:
-        _clear_meter()
+    with _meter(quiet) as report:
+        picture = codec.decode_picture(
+            data, region=region, max_memory=max_memory, device=device, report=report
+        )
     seconds = time.perf_counter() - start
     target = io.BytesIO() if out == "-" else out
     left_out = imageio.save(picture, target, format=file_format, background=background)
