@@ -24,7 +24,7 @@ FLOORS = (
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
     ("model", "weights", "overfit"),
     ("codec", "stream", "effort", "ratecontrol", "training", "training.*"),
-    ("evaluate", "report", "plotting", "batch", "plugin"),
+    ("evaluate", "report", "plotting", "batch", "batch.*", "plugin"),
     ("cli", "cli.*"),
     ("__main__",),
 )

@@ -23,6 +23,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from lvqcodec.container import check_size, looks_like
 from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
 
+SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Suffixes of the pictures that are read, in lower case."""
+
 _READABLE = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "PPM", "TIFF")
 _SIGNATURE_BYTES = 16
 # by suffix: Pillow's name and options, lossless or close to it

@@ -29,10 +29,10 @@ from lvqcodec.cli.common import (
 from lvqcodec.container import unpack
 from lvqcodec.errors import UsageError
 
-_FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
+FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
 
 
-def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Bytes; k and M stand for a thousand and a million."""
     if value is None:
         return None
@@ -58,7 +58,7 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -
 )
 @click.option(
     "--target-size",
-    callback=_parse_size,
+    callback=parse_size,
     metavar="BYTES",
     help="The best file of at most so many bytes (20000, 20k, 1.5M), instead of a quality.",
 )
@@ -176,7 +176,7 @@ def _meter() -> Callable[[Any], None]:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(_FORMATS),
+    type=click.Choice(FORMATS),
     help="Picture format.  [default: by OUT's suffix; png on stdout]",
 )
 @device_option
