@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, redirect_stdout
 from typing import Any
 
 import click
@@ -188,16 +188,17 @@ def batch(
         return click.progressbar(results, length=total, label=label, file=sys.stderr, show_pos=True)
 
     shown = sys.stderr.isatty() and not quiet
-    outcome = batches.run(
-        Job(source, destination, settings, device=device, threads=threads, psnr=psnr),
-        batches.Choice(include, exclude, keep_suffix),
-        budget=None if target_bpp is None else batches.Budget(target_bpp, budget_metric),
-        engine=engine,
-        address=address,
-        jobs=jobs,
-        meter=meter if shown else batches.no_meter,
-        complain=say_failure,
-    )
+    with redirect_stdout(sys.stderr):  # where Ray says what it has to say
+        outcome = batches.run(
+            Job(source, destination, settings, device=device, threads=threads, psnr=psnr),
+            batches.Choice(include, exclude, keep_suffix),
+            budget=None if target_bpp is None else batches.Budget(target_bpp, budget_metric),
+            engine=engine,
+            address=address,
+            jobs=jobs,
+            meter=meter if shown else batches.no_meter,
+            complain=say_failure,
+        )
     if report is not None:
         write_file(report, outcome.report())
     summary = outcome.to_json()
