@@ -206,6 +206,32 @@ def test_bad_files_of_the_other_way(photos, small, tmp_path, tiny):
     assert sorted(tree(tmp_path / "back")) == ["deep/b.png", "deep/er/c.png", "grey.png"]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "not enough memory for a picture of this size"),
+        (RuntimeError("can't allocate memory: 9 bytes"), "not enough memory for"),
+        (OSError(28, "No space left on device", "x"), "x: no space left on device"),
+        (ZeroDivisionError("a\ndefect"), "ZeroDivisionError: a defect"),
+    ],
+    ids=str,
+)
+def test_whatever_goes_wrong_with_one_file_the_rest_is_done(
+    photos, small, tiny, monkeypatch, error, said
+):
+    def encode(image, *arguments):
+        if image.shape == (24, 40, 3):  # a.png
+            raise error
+        return encode_picture(image, *arguments)
+
+    monkeypatch.setattr(work, "encode_picture", encode)
+    result = batch(photos, small, "-m", tiny, "--quiet")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"lvq: error: a.png: {said}")
+    assert len(tree(small)) == 3
+
+
 def test_the_report_is_exact(photos, small, tiny):
     report = small.parent / "report.jsonl"
     batch(photos, small, "-m", tiny, "--psnr", "--report", report)

@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.5
 
 
 class WorkerDied(LvqError):
-    """Workers ended again and again while they had this file."""
+    """Workers ended again and again while they had this file, or none could begin."""
 
 
 class Engine(Protocol):
@@ -74,7 +74,7 @@ class RayEngine:
 
     The cluster is the one at `address` (or in RAY_ADDRESS), else one is started on this machine.
     Source and destination must be in reach of every node under the same name. jobs: how many
-    actors; 0: as many as the cluster has GPUs, or without any as its CPUs allow.
+    actors; 0: as many as the cluster has GPUs, or without any as its CPUs allow, which is the most.
     """
 
     def __init__(self, job: Job, *, address: str | None = None, jobs: int = 0) -> None:
@@ -83,14 +83,15 @@ class RayEngine:
         variables = {name: os.environ[name] for name in names if name in os.environ}
         self._ray = ray
         self._started = not ray.is_initialized()
+        address = address or os.environ.get("RAY_ADDRESS")
         try:
             if self._started:
                 ray.init(
                     address=address,
                     log_to_driver=False,
                     logging_level="ERROR",
-                    include_dashboard=None if address else False,
                     runtime_env={"env_vars": variables},
+                    **({} if address else {"include_dashboard": False}),
                 )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UsageError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
@@ -98,15 +99,17 @@ class RayEngine:
         gpus = int(room.get("GPU", 0)) if job.device != "cpu" else 0
         if job.device == "cuda" and not gpus:
             raise UsageError("the Ray cluster has no GPU: use --device auto or --device cpu")
-        jobs = jobs or gpus or max(int(room.get("CPU", 1)) // job.threads, 1)
+        most = gpus or int(room.get("CPU", 0)) // job.threads
+        if not most:
+            raise UsageError(f"no node of the Ray cluster has {job.threads} CPUs: lower --threads")
         actor = ray.remote(Worker).options(
             num_cpus=job.threads,
             num_gpus=1 if gpus else 0,
-            max_concurrency=1 + AHEAD,
+            max_concurrency=1 + AHEAD + 1,  # one for `stop`
             max_restarts=-1,
             max_task_retries=_RETRIES,
         )
-        self._actors = [actor.remote(replace(job, jobs=1)) for _ in range(jobs)]
+        self._actors = [actor.remote(replace(job, jobs=1)) for _ in range(min(jobs or most, most))]
         self._stopped = False
 
     def run(self, method: str, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
@@ -130,10 +133,8 @@ class RayEngine:
                 try:
                     yield index, self._ray.get(done)
                 except self._ray.exceptions.RayActorError as error:
-                    cause = getattr(error, "cause", None)
-                    if isinstance(cause, LvqError):
-                        raise cause from error
-                    yield index, WorkerDied(f"its worker died {_RETRIES + 1} times")
+                    reason = str(error).strip().splitlines()[-1].strip()
+                    yield index, WorkerDied(f"its workers died: {reason}")
 
     def stop(self) -> None:
         """See `Engine`."""

@@ -65,7 +65,8 @@ class Settings:
             facts["model"] = find_model(self.model).digest
             if self.quality is None and self.target_bytes is None and self.target_psnr is None:
                 facts["quality"] = codec.DEFAULT_QUALITY if quality is None else quality
-            facts["effort"] = self.effort or 0 if self.max_seconds is None else self.effort
+            if self.max_seconds is None:
+                facts["effort"] = self.effort or 0
         text = json.dumps([facts, version], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -99,7 +100,7 @@ class Worker:
         self.source: Store = open_store(job.source)
         self.destination: Store = open_store(job.destination)
         self._turn = threading.Semaphore(job.jobs)
-        self._stopped = threading.Event()
+        self._stopped = False
         self._loaded: codec.LoadedModel | None = None
         if not job.settings.decode:
             self._loaded = codec.load_model(job.settings.model, device=job.device)
@@ -110,8 +111,8 @@ class Worker:
                 )
 
     def stop(self) -> None:
-        """Begin no more files; those in hand are finished, a search for smaller ones is not."""
-        self._stopped.set()
+        """Begin no more files; those in hand are finished, unless they are being searched."""
+        self._stopped = True
 
     def code(self, item: Item, known: Record | None) -> Record | None:
         """Code a file unless `known` says that it is done; None if stopped before."""
@@ -208,7 +209,7 @@ class Worker:
         )
 
     def _begin(self) -> float:
-        if self._stopped.is_set():
+        if self._stopped:
             raise _Stopped
         torch.set_num_threads(self.job.threads)  # holds for the calling thread
         return time.perf_counter()
@@ -221,7 +222,7 @@ class Worker:
         return encode_picture(image, self._loaded, settings, self._look_up)
 
     def _look_up(self, progress: object) -> None:
-        if self._stopped.is_set():
+        if self._stopped:
             raise _Stopped
 
 
@@ -240,7 +241,7 @@ def _explain(error: Exception) -> str:
     elif isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if isinstance(error.filename, str) else ""
         text = where + error.strerror.lower()
-    elif isinstance(error, MemoryError) or "memory" in str(error):
+    elif isinstance(error, MemoryError | RuntimeError) and "memory" in f"{error!r}".lower():
         text = "not enough memory for a picture of this size"
     else:
         text = f"{type(error).__name__}: {error}"
