@@ -27,7 +27,7 @@ FLOORS = (
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
     ("model", "weights", "distortion", "overfit"),
     ("codec", "stream", "synthesis", "effort", "ratecontrol", "training", "training.*"),
-    ("evaluate", "report", "plotting", "batch", "plugin"),
+    ("evaluate", "report", "plotting", "batch", "batch.*", "plugin"),
     ("cli", "cli.*"),
     ("__main__",),
 )

@@ -49,7 +49,6 @@ from lvqcodec.report import (
     rd_curves,
 )
 
-SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 PACKAGES = (
     *("torch", "numpy", "constriction", "pillow", "pillow-heif", "pillow-jxl-plugin"),
     *("bjontegaard", "pytorch-msssim"),
@@ -199,9 +198,12 @@ def list_pictures(folder: str | os.PathLike[str], limit: int | None = None) -> l
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"`{folder}` is not a folder: give one that holds pictures")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)[:limit]
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in imageio.SUFFIXES)[
+        :limit
+    ]
     if not found:
-        raise UsageError(f"no pictures in `{folder}`: put some there ({', '.join(SUFFIXES)})")
+        kinds = ", ".join(imageio.SUFFIXES)
+        raise UsageError(f"no pictures in `{folder}`: put some there ({kinds})")
     return found
 
 

@@ -22,6 +22,9 @@ from lvqcodec.metadata import EXIF_PREFIX, orientation, rewritable, strip, tiff_
 from lvqcodec.picture import Picture
 from lvqcodec.reader import READABLE, find_reader, read
 
+SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Suffixes of the pictures that are read, in lower case."""
+
 _SIGNATURE_BYTES = 16
 _PATH = (str, os.PathLike)
 

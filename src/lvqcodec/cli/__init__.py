@@ -9,7 +9,7 @@ everything said about it to stderr.
 import click
 
 from lvqcodec import __version__
-from lvqcodec.cli import coding, looking, research
+from lvqcodec.cli import batch, coding, looking, research
 from lvqcodec.cli.common import Cli
 
 
@@ -31,6 +31,7 @@ def main() -> None:
 for command in (
     coding.encode,
     coding.decode,
+    batch.batch,
     looking.info,
     looking.models,
     research.evaluate,

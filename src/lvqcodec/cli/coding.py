@@ -16,6 +16,9 @@ import click
 
 from lvqcodec import tiling
 from lvqcodec.cli.common import (
+    FORMATS,
+    alpha_quality_option,
+    background_option,
     device_option,
     display_name,
     json_option,
@@ -30,15 +33,15 @@ from lvqcodec.cli.common import (
     refuse_json_beside_data,
     set_up_torch,
     size_facts,
+    strip_option,
     summarise,
     threads_option,
+    to_srgb8_option,
     tune_option,
     write_file,
 )
 from lvqcodec.container import check_limit, read_header, unpack
 from lvqcodec.errors import UsageError
-
-_FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
 
 
 def _parse_region(
@@ -100,23 +103,9 @@ def _parse_region(
 @device_option
 @threads_option
 @max_pixels_option
-@click.option(
-    "--alpha-quality",
-    type=click.IntRange(0, 100),
-    default=100,
-    show_default=True,
-    help="Of the transparency: 100 is lossless, less is smaller.",
-)
-@click.option(
-    "--strip",
-    is_flag=True,
-    help="Leave metadata out; the picture is turned upright and keeps a profile that is not sRGB.",
-)
-@click.option(
-    "--to-srgb8",
-    is_flag=True,
-    help="Convert other colours and more bits to 8-bit sRGB, instead of refusing them.",
-)
+@alpha_quality_option
+@strip_option
+@to_srgb8_option
 @click.option(
     "--frame",
     type=click.IntRange(min=1),
@@ -258,14 +247,10 @@ def _meter(quiet: bool, tune: str = "psnr") -> Iterator[Callable[[Any], None] | 
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(_FORMATS),
+    type=click.Choice(FORMATS),
     help="Picture format.  [default: by OUT's suffix; png on stdout]",
 )
-@click.option(
-    "--background",
-    metavar="COLOUR",
-    help="Colour to put behind transparent pixels, as CSS names it: white, #ffe0c0.",
-)
+@background_option
 @click.option(
     "--region",
     callback=_parse_region,

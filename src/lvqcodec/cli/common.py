@@ -17,6 +17,9 @@ from lvqcodec.catalog import DEFAULT_MODEL
 from lvqcodec.container import MAX_HEADER_BYTES, MAX_PIXELS, read_header
 from lvqcodec.errors import LvqError, UsageError
 
+FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
+"""Of pictures that are written, by suffix."""
+
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -201,4 +204,26 @@ lattice_option = click.option(
     "--lattice",
     type=click.Choice(["z", "e8"]),
     help="Lattice to quantise to: z is scalar, e8 packs eight values.  [default: the model's own]",
+)
+alpha_quality_option = click.option(
+    "--alpha-quality",
+    type=click.IntRange(0, 100),
+    default=100,
+    show_default=True,
+    help="Of the transparency: 100 is lossless, less is smaller.",
+)
+strip_option = click.option(
+    "--strip",
+    is_flag=True,
+    help="Leave metadata out; the picture is turned upright and keeps a profile that is not sRGB.",
+)
+to_srgb8_option = click.option(
+    "--to-srgb8",
+    is_flag=True,
+    help="Convert other colours and more bits to 8-bit sRGB, instead of refusing them.",
+)
+background_option = click.option(
+    "--background",
+    metavar="COLOUR",
+    help="Colour to put behind transparent pixels, as CSS names it: white, #ffe0c0.",
 )

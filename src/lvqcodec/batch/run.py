@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole batch: plan, budget, work, report. What `lvq batch` does, without the terminal."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lvqcodec import imageio
+from lvqcodec.batch import records
+from lvqcodec.batch.budget import Allocation, Measured, allocate
+from lvqcodec.batch.engines import Engine, WorkerDied, open_engine
+from lvqcodec.batch.plan import Item, plan
+from lvqcodec.batch.records import DONE, FAILED, SKIPPED, Log, Point, Record
+from lvqcodec.batch.stores import Store, open_store
+from lvqcodec.batch.work import Job
+from lvqcodec.catalog import find_model
+from lvqcodec.errors import UsageError
+
+Results = Iterable[tuple[int, Any]]
+Meter = Callable[[Results, int, str], AbstractContextManager[Results]]
+"""Shows on the way how many of so many results are there, under a label."""
+
+METRICS = ("psnr", "ms-ssim")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which files; see `plan.plan`."""
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    keep_suffix: bool = False
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A mean bpp over the pictures, and what is to be highest at it: "psnr" or "ms-ssim"."""
+
+    bpp: float
+    metric: str = "psnr"
+
+
+@dataclass
+class Outcome:
+    """What a batch came to: a record a file, how it shared a budget, seconds, whether all of it."""
+
+    total: int
+    decoded: bool
+    records: list[Record] = field(default_factory=list)
+    allocation: Allocation | None = None
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    def count(self, status: str) -> int:
+        """How many files ended so."""
+        return sum(record.status == status for record in self.records)
+
+    def report(self) -> bytes:
+        """Return a line of JSON for each file."""
+        return records.report(self.records, decoded=self.decoded)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the sums. `bpp` is the mean over the pictures, `total_bpp` all bits by all pixels.
+
+        Bytes and bpp are of the files that are there now, done and skipped.
+        """
+        there = [record for record in self.records if record.status != FAILED]
+        pixels = sum((record.width or 0) * (record.height or 0) for record in there)
+        read = sum(record.bytes_in or 0 for record in there)
+        written = sum(record.bytes_out or 0 for record in there)
+        coded = [record.bytes_in if self.decoded else record.bytes_out for record in there]
+        rates = [record.bpp(size) or 0.0 for record, size in zip(there, coded, strict=True)]
+        psnrs = [record.psnr for record in there if record.psnr is not None]
+        facts: dict[str, Any] = {
+            "files": self.total,
+            **{status: self.count(status) for status in (DONE, SKIPPED, FAILED)},
+            "bytes_in": read,
+            "bytes_out": written,
+            "bpp": statistics.fmean(rates) if rates else None,
+            "total_bpp": 8 * (read if self.decoded else written) / pixels if pixels else None,
+            "psnr": statistics.fmean(psnrs) if psnrs and len(psnrs) == len(there) else None,
+            "seconds": round(self.seconds, 3),
+        }
+        if self.allocation is not None:
+            shared = asdict(self.allocation)
+            facts["budget"] = {name: value for name, value in shared.items() if name != "points"}
+        return facts
+
+
+def no_meter(results: Results, total: int, label: str) -> AbstractContextManager[Results]:
+    """Show nothing."""
+    return nullcontext(results)
+
+
+def run(
+    job: Job,
+    choice: Choice,
+    *,
+    budget: Budget | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    jobs: int | None = None,
+    meter: Meter = no_meter,
+    complain: Callable[[Record], None] = lambda record: None,
+) -> Outcome:
+    """Code the files of a folder that are not there yet, and say what became of each.
+
+    `job` names the folders and the settings, its model digest and number of jobs are filled in.
+    After SIGINT the files in hand are finished and `interrupted` is set. `complain` is called for
+    each file that fails. Raises LvqError for what stands in the way of all: no files, two that
+    would become one, an unknown model, a folder that cannot be written.
+    """
+    start = time.monotonic()
+    source, destination = open_store(job.source), open_store(job.destination)
+    settings = job.settings
+    if engine == "ray" and "memory://" in job.source + job.destination:
+        raise UsageError("memory:// is not seen by Ray's workers: name folders that they reach")
+    items = plan(
+        source,
+        destination,
+        suffixes=(".lvq",) if settings.decode else imageio.SUFFIXES,
+        new_suffix=settings.suffix,
+        include=choice.include,
+        exclude=choice.exclude,
+        keep_suffix=choice.keep_suffix,
+    )
+    if not settings.decode:
+        job = replace(job, model_digest=find_model(settings.model).digest)
+    job = replace(job, source=source.location, destination=destination.location)
+    outcome = Outcome(len(items), settings.decode)
+    with destination.claim():
+        workers = open_engine(engine, job, address=address, jobs=jobs)
+        batch = _Batch(job, destination, workers, meter, complain, outcome)
+        try:
+            with _interruptible(batch):
+                todo = items if budget is None else batch.share(items, budget)
+                batch.code(todo)
+        finally:
+            workers.close()
+            destination.flush()
+    outcome.seconds = time.monotonic() - start
+    return outcome
+
+
+class _Batch:
+    def __init__(
+        self,
+        job: Job,
+        destination: Store,
+        workers: Engine,
+        meter: Meter,
+        complain: Callable[[Record], None],
+        outcome: Outcome,
+    ) -> None:
+        self._job, self._destination, self._workers = job, destination, workers
+        self._meter, self._complain, self._outcome = meter, complain, outcome
+
+    def interrupt(self) -> None:
+        """Come to an end, with what is in hand."""
+        self._outcome.interrupted = True
+        self._workers.stop()
+
+    def share(self, items: Sequence[Item], budget: Budget) -> list[Item]:
+        """Give each picture its quality; those that cannot be measured are noted as failed."""
+        by_name = {item.source: item for item in items}
+        log = Log(self._destination, "points.jsonl", Point, _point_key)
+
+        def measure(wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Measured]:
+            calls = []
+            for name, quality in wanted:
+                digest = self._job.settings.digest(quality)
+                known = log.get((name, quality, budget.metric, digest))
+                calls.append((by_name[name], quality, budget.metric, known))
+            found = {}
+            for index, point in self._work("probe", calls, "measuring"):
+                item, quality, _, known = calls[index]
+                if isinstance(point, WorkerDied):
+                    point = Point(item.source, quality, budget.metric, error=str(point))
+                if point.error is not None:
+                    self._note(Record(item.source, item.output, FAILED, error=point.error))
+                    continue
+                if point != known:
+                    log.add(point)
+                found[item.source, quality] = point.bpp, point.score
+            if self._outcome.interrupted:
+                raise _Interrupted
+            return found
+
+        try:
+            allocation = allocate(list(by_name), budget.bpp, measure)
+        except _Interrupted:
+            return []
+        self._outcome.allocation = allocation
+        return [
+            replace(
+                by_name[name],
+                quality=quality,
+                psnr=allocation.points[name][1] if budget.metric == "psnr" else None,
+            )
+            for name, quality in allocation.qualities.items()
+        ]
+
+    def code(self, items: Sequence[Item]) -> None:
+        """Code all files, and remember those done as soon as they are in place."""
+        journal = Log(self._destination, "journal.jsonl", Record, lambda record: record.output)
+        calls = [(item, journal.get(item.output)) for item in items]
+        for index, record in self._work("code", calls, "coding"):
+            item = items[index]
+            if isinstance(record, WorkerDied):
+                record = Record(item.source, item.output, FAILED, error=str(record))
+            if record.status == DONE:
+                journal.add(record)
+            self._note(record)
+
+    def _work(
+        self, method: str, calls: Sequence[tuple[Any, ...]], label: str
+    ) -> Iterator[tuple[int, Any]]:
+        if self._outcome.interrupted:
+            return
+        with self._meter(self._workers.run(method, calls), len(calls), label) as results:
+            for index, result in results:
+                if result is not None:
+                    yield index, result
+
+    def _note(self, record: Record) -> None:
+        self._outcome.records.append(record)
+        if record.status == FAILED:
+            self._complain(record)
+
+
+class _Interrupted(Exception):
+    """In the middle of measuring."""
+
+
+def _point_key(point: Point) -> tuple[object, ...]:
+    return point.source, point.quality, point.metric, point.settings_sha256
+
+
+@contextmanager
+def _interruptible(batch: _Batch) -> Iterator[None]:
+    """Let the first SIGINT end the batch in good order, and a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        batch.interrupt()
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One file of a batch: read, coded, written. The same in a thread, a process or another machine.
+
+Pictures are read, encoded, decoded and written in four small functions at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+
+import torch
+
+from lvqcodec import __version__, codec, imageio, metrics
+from lvqcodec.batch.plan import Item
+from lvqcodec.batch.records import DONE, FAILED, SKIPPED, Point, Record
+from lvqcodec.batch.stores import Store, open_store
+from lvqcodec.catalog import DEFAULT_MODEL, find_model
+from lvqcodec.container import STREAM_VERSION, read_header
+from lvqcodec.errors import LvqError, ModelMismatch, UsageError
+from lvqcodec.extras import LOSSLESS
+from lvqcodec.picture import Picture
+
+AHEAD = 2
+"""Files that are read or written while others are coded."""
+
+_MOST_DB = 99.0  # what a picture without any error counts as in a mean
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of an output; see `codec.encode`, `target_bpp` is for each picture.
+
+    strip, to_srgb8: see `imageio.load_picture`. decode: the other way, to pictures of this `format`
+    with this `background`, see `imageio.save`.
+    """
+
+    decode: bool = False
+    format: str = "png"
+    background: str | None = None
+    model: str = DEFAULT_MODEL
+    quality: int | None = None
+    target_bytes: int | None = None
+    target_psnr: float | None = None
+    effort: int | None = None
+    tune: str = "psnr"
+    max_seconds: float | None = None
+    lattice: str | None = None
+    alpha_quality: int = LOSSLESS
+    strip: bool = False
+    to_srgb8: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the outputs."""
+        return f".{self.format}" if self.decode else ".lvq"
+
+    def digest(self, quality: int | None = None) -> str:
+        """SHA-256, in hex, of all that an output follows from but its source."""
+        version = {"lvqcodec": __version__, "stream": STREAM_VERSION}
+        if self.decode:
+            facts: dict[str, object] = {"decode": self.format, "background": self.background}
+        else:
+            facts = asdict(self if quality is None else replace(self, quality=quality))
+            facts["model"] = find_model(self.model).digest
+            if self.quality is None and self.target_bytes is None and self.target_psnr is None:
+                facts["quality"] = codec.DEFAULT_QUALITY if quality is None else quality
+            if self.max_seconds is None:
+                facts["effort"] = self.effort or 0
+        text = json.dumps([facts, version], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know: from where to where, how, and with what.
+
+    jobs: pictures coded at once by one worker, each by so many `threads`; psnr: whether it is
+    measured; model_digest: in hex, of the model that must be found by its name.
+    """
+
+    source: str
+    destination: str
+    settings: Settings
+    device: str = "auto"
+    jobs: int = 1
+    threads: int = 1
+    psnr: bool = False
+    model_digest: str | None = None
+
+
+class Worker:
+    """Codes files, several at once if called from several threads; keeps the model loaded.
+
+    Reading and writing go on beside `jobs` pictures that are being coded.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.source: Store = open_store(job.source)
+        self.destination: Store = open_store(job.destination)
+        self._turn = threading.Semaphore(job.jobs)
+        self._stopped = False
+        self._loaded: codec.LoadedModel | None = None
+        if not job.settings.decode:
+            self._loaded = codec.load_model(job.settings.model, device=job.device)
+            if job.model_digest and not job.model_digest.startswith(self._loaded.digest.hex()):
+                raise ModelMismatch(
+                    f"model {job.settings.model!r} is another one on this worker "
+                    f"({self._loaded.digest.hex()}): install {job.model_digest[:8]} there"
+                )
+
+    def stop(self) -> None:
+        """Begin no more files; those in hand are finished, unless they are being searched."""
+        self._stopped = True
+
+    def code(self, item: Item, known: Record | None) -> Record | None:
+        """Code a file unless `known` says that it is done; None if stopped before."""
+        try:
+            return self._code(item, known)
+        except _Stopped:
+            return None
+        except Exception as error:  # one bad file, whatever is wrong with it, must not end the rest
+            return Record(item.source, item.output, FAILED, error=_explain(error))
+
+    def probe(self, item: Item, quality: int, metric: str, known: Point | None) -> Point | None:
+        """Measure a picture at a quality unless `known` says it; None if stopped before."""
+        try:
+            return self._probe(item, quality, metric, known)
+        except _Stopped:
+            return None
+        except Exception as error:
+            return Point(item.source, quality, metric, error=_explain(error))
+
+    def _code(self, item: Item, known: Record | None) -> Record:
+        data = self.source.read(item.source)
+        settings = self.job.settings
+        digests = _sha256(data), settings.digest(item.quality)
+        if (
+            known is not None
+            and (known.source_sha256, known.settings_sha256) == digests
+            and not (self.job.psnr and known.psnr is None)
+        ):
+            with suppress(OSError):
+                if _sha256(self.destination.read(item.output)) == known.output_sha256:
+                    return replace(known, source=item.source, status=SKIPPED, seconds=0.0)
+        if settings.decode:
+            with self._turn:
+                start = self._begin()
+                picture = decode_picture(data, self.job.device)
+                seconds = time.perf_counter() - start
+            psnr, quality = None, read_header(data).quality
+            output = write_picture(picture, settings)
+        else:
+            picture = read_picture(data, settings)
+            with self._turn:
+                start = self._begin()
+                found = self._encode(picture, item.quality)
+                output, psnr = found.data, found.psnr if item.psnr is None else item.psnr
+                if psnr is None and self.job.psnr:
+                    back = decode_picture(output, self.job.device)
+                    psnr = metrics.psnr(picture.pixels, back.pixels)
+                seconds = time.perf_counter() - start
+            quality = read_header(output).quality
+        self.destination.write(item.output, output)
+        return Record(
+            source=item.source,
+            output=item.output,
+            status=DONE,
+            bytes_in=len(data),
+            bytes_out=len(output),
+            width=picture.pixels.shape[1],
+            height=picture.pixels.shape[0],
+            quality=quality,
+            psnr=None if psnr == float("inf") else psnr,
+            seconds=round(seconds, 4),
+            source_sha256=digests[0],
+            output_sha256=_sha256(output),
+            settings_sha256=digests[1],
+        )
+
+    def _probe(self, item: Item, quality: int, metric: str, known: Point | None) -> Point:
+        data = self.source.read(item.source)
+        sha256 = _sha256(data)
+        if known is not None and known.source_sha256 == sha256:
+            return known
+        picture = read_picture(data, self.job.settings)
+        image = picture.pixels
+        with self._turn:
+            self._begin()
+            output = self._encode(picture, quality).data
+            decoded = decode_picture(output, self.job.device).pixels
+            if metric == "psnr":
+                score: float | None = min(metrics.psnr(image, decoded), _MOST_DB)
+            else:
+                score = metrics.ms_ssim(image, decoded)
+        height, width = image.shape[:2]
+        if score is None:
+            raise UsageError(
+                f"{width}x{height} is too small for MS-SSIM, which takes "
+                f"{metrics.MS_SSIM_MIN_SIDE} pixels a side: exclude it or use PSNR"
+            )
+        return Point(
+            item.source,
+            quality,
+            metric,
+            bpp=metrics.bpp(len(output), width, height),
+            score=score,
+            source_sha256=sha256,
+            settings_sha256=self.job.settings.digest(quality),
+        )
+
+    def _begin(self) -> float:
+        if self._stopped:
+            raise _Stopped
+        torch.set_num_threads(self.job.threads)  # holds for the calling thread
+        return time.perf_counter()
+
+    def _encode(self, picture: Picture, quality: int | None) -> codec.Encoding:
+        settings = self.job.settings
+        if quality is not None:
+            settings = replace(settings, quality=quality)
+        assert self._loaded is not None
+        return encode_picture(picture, self._loaded, settings, self._look_up)
+
+    def _look_up(self, progress: object) -> None:
+        if self._stopped:
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    """The batch was interrupted."""
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _explain(error: Exception) -> str:
+    """Say in one line what went wrong with a file."""
+    if isinstance(error, LvqError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        text = where + error.strerror.lower()
+    elif isinstance(error, MemoryError | RuntimeError) and "memory" in f"{error!r}".lower():
+        text = "not enough memory for a picture of this size"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+# --- the codec, as seen from here ---------------------------------------------------------------
+
+
+def read_picture(data: bytes, settings: Settings) -> Picture:
+    """Return the picture of a file's bytes."""
+    return imageio.load_picture(BytesIO(data), to_srgb8=settings.to_srgb8, stripped=settings.strip)
+
+
+def encode_picture(
+    picture: Picture,
+    loaded: codec.LoadedModel,
+    settings: Settings,
+    report: Callable[[object], None],
+) -> codec.Encoding:
+    """Return the .lvq file of a picture; `report` is called now and then, and may raise."""
+    return codec.encode_image(
+        picture,
+        model=loaded,
+        quality=settings.quality,
+        target_bytes=settings.target_bytes,
+        target_psnr=settings.target_psnr,
+        alpha_quality=settings.alpha_quality,
+        lattice=settings.lattice,
+        tune=settings.tune,
+        effort=settings.effort,
+        max_seconds=settings.max_seconds,
+        report=report,
+    )
+
+
+def decode_picture(data: bytes, device: str) -> Picture:
+    """Return the picture of an .lvq file."""
+    return codec.decode_picture(data, device=device)
+
+
+def write_picture(picture: Picture, settings: Settings) -> bytes:
+    """Return the bytes of a picture file."""
+    file = BytesIO()
+    imageio.save(picture, file, format=settings.format, background=settings.background)
+    return file.getvalue()
