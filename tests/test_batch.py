@@ -176,18 +176,18 @@ def test_a_torn_or_damaged_journal_costs_only_its_lines(photos, small, tiny):
 def test_bad_files_are_named_and_the_rest_is_done(photos, small, tiny):
     (photos / "deep/bad.png").write_bytes((photos / "a.png").read_bytes()[:300])
     (photos / "empty.jpg").write_bytes(b"")
-    Image.new("RGBA", (8, 8)).save(photos / "clear.png")
+    Image.new("I;16", (8, 8)).save(photos / "deep.png")
     (photos / "gone.png").symlink_to("nowhere.png")
     result = batch(photos, small, "-m", tiny, "--quiet", "--report", small.parent / "r.jsonl")
     assert result.exit_code == 1
     told = sorted(result.stderr.splitlines())
-    starts = ["clear.png: ", "deep/bad.png: ", "empty.jpg: ", "gone.png: "]
+    starts = ["deep.png: ", "deep/bad.png: ", "empty.jpg: ", "gone.png: "]
     assert len(told) == 4
     assert all(a.startswith("lvq: error: " + b) for a, b in zip(told, starts, strict=True))
     assert len(tree(small)) == 4
     failed = [line for line in lines(small.parent / "r.jsonl") if line["status"] == "failed"]
     assert [line["source"] for line in failed] == [
-        "clear.png",
+        "deep.png",
         "deep/bad.png",
         "empty.jpg",
         "gone.png",
@@ -324,7 +324,7 @@ def test_two_files_that_would_become_one_are_refused_before_any_is_coded(photos,
         (["--target-size", "9k", "--target-bpp", 1], "exclude each other"),
         (["--decode", "-q", 3], "--quality cannot go with --decode"),
         (["--decode", "-m", "tiny"], "--model cannot go with --decode"),
-        (["--format", "png"], "--format goes with --decode"),
+        (["--format", "png"], "--format and --background go with --decode"),
         (["--budget-metric", "psnr"], "--budget-metric goes with --target-bpp"),
         (["--address", "auto"], "--address is for --engine ray"),
         (["--exclude", "!"], "pattern"),

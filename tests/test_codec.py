@@ -13,7 +13,7 @@ import torch
 from conftest import install
 
 import lvqcodec
-from lvqcodec import stream
+from lvqcodec import codec, stream
 from lvqcodec.codec import decode, encode, estimate_bits, load_model
 from lvqcodec.container import SECTION_LATENTS, Section, pack, read_header, unpack
 from lvqcodec.errors import (
@@ -391,7 +391,7 @@ def test_too_few_bytes_for_the_size_are_refused_before_anything_is_allocated(
     tiny, sample, size, lattice, monkeypatch
 ):
     data = encode(sample[0], model=tiny, lattice=lattice)
-    monkeypatch.setattr(stream, "_walk", None)
+    monkeypatch.setattr(codec, "decode_tiles", None)
     for payload in (bytes(4), bytes(16), unpack(data)[1][SECTION_LATENTS], bytes(2000)):
         assert "too short for their picture" in str(refused(claim(data, *size, payload)))
 

@@ -438,7 +438,9 @@ def test_memory_grows_with_the_tile_and_not_with_the_picture(models_folder, tmp_
         assert least < most / 3
 
 
-def test_a_picture_that_needs_more_is_refused_before_anything_is_decoded(files, loaded, photograph):
+def test_a_picture_that_needs_more_is_refused_before_anything_is_decoded(
+    files, loaded, photograph, monkeypatch
+):
     for call in (
         lambda: decode(files[0][0], max_memory=10**8),
         lambda: encode(photograph(9, 9), model=loaded, max_memory=10**8),
@@ -447,6 +449,9 @@ def test_a_picture_that_needs_more_is_refused_before_anything_is_decoded(files, 
             call()
     claim = Header(16384, 16384, 3, 50, "e8", loaded.digest)
     bomb = pack(claim, [Section(SECTION_LATENTS, bytes(12))])
+    with pytest.raises(StreamError, match="too short for their picture"):
+        decode(bomb, max_memory=8 * 10**9)
+    monkeypatch.setattr(stream, "open_tile", lambda *tile: None)  # as if there were enough bytes
     with pytest.raises(LvqError, match=r"16384x16384 needs about .* GiB"):
         decode(bomb, max_memory=8 * 10**9)
 

@@ -494,7 +494,7 @@ def test_fitted_tables_and_polish_make_better_files(
         finished[0], name="fitted", out=tmp_path, data=[pictures], device="cpu"
     )
     polished = exporting.export(
-        finished[0], name="polished", out=tmp_path, data=[pictures], minutes=0.08, device="cpu"
+        finished[0], name="polished", out=tmp_path, data=[pictures], minutes=0.15, device="cpu"
     )
     assert len({path.read_bytes() for path in (plain, fitted, polished)}) == 3
     monkeypatch.setenv("LVQ_MODEL_PATH", str(tmp_path))
