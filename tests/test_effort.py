@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Searching for better latents, and for files of a wanted size or PSNR."""
 
+import gc
 import math
 import time
 
@@ -125,6 +126,16 @@ def test_the_search_ends_with_its_time(loaded, photograph):
     found = encode_image(picture, model=loaded, quality=60, max_seconds=1.0)
     assert time.monotonic() - start < 1.1 + 2
     assert len(found.data) < len(first.data) or found.psnr > first.psnr
+
+
+def test_a_search_leaves_no_graph_behind(loaded, photograph):
+    gc.collect()
+    gc.disable()
+    try:
+        encode(photograph(40, 56), model=loaded, effort=3)
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, overfit._Probe)]
+    finally:
+        gc.enable()
 
 
 def test_effort_works_where_gradients_are_off(loaded, photograph):

@@ -105,6 +105,23 @@ def moved(target: Tensor, y_hat: Tensor, gradient: Tensor, curve: Tensor, share:
     return target + share * (best - target).clamp(-_REACH, _REACH)
 
 
+class _Tally:
+    """A sink (see `model.Sink`) that adds up bits and remembers which latents are their means.
+
+    Apart from the probe that owns it, which would otherwise be in a cycle with its coder, and the
+    graph that it holds in memory until the cycle is found.
+    """
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self._quantizer = quantizer
+        self.bits = 0.0
+        self.zero = torch.empty(0)
+
+    def __call__(self, j: Tensor, bins: Tensor, residual: Tensor) -> None:
+        self.bits += self._quantizer.bits(j, bins)
+        self.zero = j == 0
+
+
 class _Probe:
     """The coder's own quantiser, which remembers what the loss depends on.
 
@@ -112,16 +129,10 @@ class _Probe:
     """
 
     def __init__(self, target: Tensor, quantizer: Quantizer, rdo_lambda: Tensor) -> None:
-        self._quantizer = quantizer
-        self._coder = LatentQuantizer(target, quantizer, self._note, rdo_lambda)
-        self._zero = torch.empty(0)
+        self.tally = _Tally(quantizer)
+        self._coder = LatentQuantizer(target, quantizer, self.tally, rdo_lambda)
         self.shift = torch.zeros_like(target, requires_grad=True)
-        self.bits = 0.0
         self.smooth_bits = target.new_zeros(())
-
-    def _note(self, j: Tensor, bins: Tensor, residual: Tensor) -> None:
-        self.bits += self._quantizer.bits(j, bins)
-        self._zero = j == 0
 
     def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
         """See `entropy.base.LatentCoder`."""
@@ -129,7 +140,7 @@ class _Probe:
         fixed = mean.detach()
         with torch.no_grad():
             y_hat = self._coder(positions, channels, fixed, scale)
-        follows = self._zero.reshape(mean.shape) & (sigma < _FOLLOWS)
+        follows = self.tally.zero.reshape(mean.shape) & (sigma < _FOLLOWS)
         # a later latent that is coded stays where it is when its mean moves, at another price
         bits = logistic_bits((y_hat - torch.where(follows, fixed, mean)) / FRACTION, sigma)
         self.smooth_bits = self.smooth_bits + bits.sum()
@@ -157,7 +168,7 @@ def refine(
         probe = _Probe(target, quantizer, 2 / curve)
         y_hat = model.entropy.code(probe, *grid, quality)
         spent = cost(y_hat)
-        yield Round(target, probe.bits, float(spent.detach()))
+        yield Round(target, probe.tally.bits, float(spent.detach()))
         (gradient,) = torch.autograd.grad(spent + probe.smooth_bits, probe.shift)
         share = FIRST_MOVE * math.exp(progress() * math.log(LAST_MOVE / FIRST_MOVE))
         target = moved(target, y_hat.detach(), gradient, curve, share)
