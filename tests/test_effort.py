@@ -133,7 +133,7 @@ def test_a_search_leaves_no_graph_behind(loaded, photograph):
     gc.disable()
     try:
         encode(photograph(40, 56), model=loaded, effort=3)
-        assert not [thing for thing in gc.get_objects() if isinstance(thing, overfit._Probe)]
+        assert not [thing for thing in gc.get_objects() if type(thing) is overfit._Probe]
     finally:
         gc.enable()
 
