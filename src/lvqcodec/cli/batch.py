@@ -18,12 +18,16 @@ from lvqcodec.cli.common import (
     complain,
     device_option,
     display_name,
+    effort_option,
     lattice_option,
+    max_seconds_option,
     model_option,
-    parse_size,
+    quality_option,
     quiet_option,
     set_up_torch,
     strip_option,
+    target_psnr_option,
+    target_size_option,
     to_srgb8_option,
     tune_option,
     write_file,
@@ -62,24 +66,9 @@ _ENCODING_ONLY = (
     help="No files that match; may be given several times.",
 )
 @click.option("--keep-suffix", is_flag=True, help="Name outputs a.png.lvq instead of a.lvq.")
-@click.option(
-    "-q",
-    "--quality",
-    type=click.IntRange(0, 100),
-    help="Rate point: more is better and larger.  [default: 50]",
-)
-@click.option(
-    "--target-size",
-    callback=parse_size,
-    metavar="BYTES",
-    help="For each picture the best file of at most so many bytes (20000, 20k, 1.5M).",
-)
-@click.option(
-    "--target-psnr",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="DB",
-    help="For each picture the smallest file of at least so many dB.",
-)
+@quality_option
+@target_size_option
+@target_psnr_option
 @click.option(
     "--target-bpp",
     type=click.FloatRange(min=0, min_open=True),
@@ -93,19 +82,9 @@ _ENCODING_ONLY = (
     show_default=True,
     help="What --target-bpp makes highest.",
 )
-@click.option(
-    "-e",
-    "--effort",
-    type=click.IntRange(0, 9),
-    help="How long to search for smaller files, 0 (not at all) to 9.  [default: 0]",
-)
+@effort_option
 @tune_option
-@click.option(
-    "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="S",
-    help="For each picture the best file found in this time.",
-)
+@max_seconds_option
 @model_option
 @lattice_option
 @alpha_quality_option

@@ -21,13 +21,15 @@ from lvqcodec.cli.common import (
     background_option,
     device_option,
     display_name,
+    effort_option,
     json_option,
     lattice_option,
     max_pixels_option,
+    max_seconds_option,
     memory_option,
     model_option,
     output_path,
-    parse_size,
+    quality_option,
     quiet_option,
     read_file,
     refuse_json_beside_data,
@@ -35,6 +37,8 @@ from lvqcodec.cli.common import (
     size_facts,
     strip_option,
     summarise,
+    target_psnr_option,
+    target_size_option,
     threads_option,
     to_srgb8_option,
     tune_option,
@@ -60,43 +64,18 @@ def _parse_region(
 @click.command()
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="[OUT]", required=False)
-@click.option(
-    "-q",
-    "--quality",
-    type=click.IntRange(0, 100),
-    help="Rate point: more is better and larger.  [default: 50]",
-)
-@click.option(
-    "--target-size",
-    callback=parse_size,
-    metavar="BYTES",
-    help="The best file of at most so many bytes (20000, 20k, 1.5M), instead of a quality.",
-)
+@quality_option
+@target_size_option
 @click.option(
     "--target-bpp",
     type=click.FloatRange(min=0, min_open=True),
     metavar="BPP",
     help="The same, in bits a pixel.",
 )
-@click.option(
-    "--target-psnr",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="DB",
-    help="The smallest file of at least so many dB, instead of a quality.",
-)
-@click.option(
-    "-e",
-    "--effort",
-    type=click.IntRange(0, 9),
-    help="How long to search for a smaller file, 0 (not at all) to 9.  [default: 0]",
-)
+@target_psnr_option
+@effort_option
 @tune_option
-@click.option(
-    "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="S",
-    help="Write the best file found in this time; the effort is 9 then unless given.",
-)
+@max_seconds_option
 @model_option
 @lattice_option
 @memory_option

@@ -227,3 +227,33 @@ background_option = click.option(
     metavar="COLOUR",
     help="Colour to put behind transparent pixels, as CSS names it: white, #ffe0c0.",
 )
+quality_option = click.option(
+    "-q",
+    "--quality",
+    type=click.IntRange(0, 100),
+    help="Rate point: more is better and larger.  [default: 50]",
+)
+target_size_option = click.option(
+    "--target-size",
+    callback=parse_size,
+    metavar="BYTES",
+    help="The best file of at most so many bytes (20000, 20k, 1.5M), instead of a quality.",
+)
+target_psnr_option = click.option(
+    "--target-psnr",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="DB",
+    help="The smallest file of at least so many dB, instead of a quality.",
+)
+effort_option = click.option(
+    "-e",
+    "--effort",
+    type=click.IntRange(0, 9),
+    help="How long to search for a smaller file, 0 (not at all) to 9.  [default: 0]",
+)
+max_seconds_option = click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Write the best file found in this time; the effort is 9 then unless given.",
+)
