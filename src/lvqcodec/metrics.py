@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How near two pictures are, and how far apart two rate-distortion curves (numpy).
 
-Two measures need packages that coding does not, the extra `lvqcodec[eval]`, imported on use.
+MS-SSIM loads torch, and BD-rates need a package of the extra `lvqcodec[eval]`: both on use.
 """
 
 from __future__ import annotations

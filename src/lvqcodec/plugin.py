@@ -48,6 +48,7 @@ _OPTIONS = (
     "target_psnr",
     "alpha_quality",
     "lattice",
+    "tune",
     "effort",
     "max_seconds",
     "device",

@@ -198,7 +198,7 @@ tune_option = click.option(
     type=click.Choice(["psnr", "ms-ssim"]),
     default="psnr",
     show_default=True,
-    help="What a search is for; ms-ssim takes an effort, by default 3, and lvqcodec[eval].",
+    help="What a search is for; ms-ssim takes an effort, by default 3.",
 )
 lattice_option = click.option(
     "--lattice",
