@@ -281,7 +281,9 @@ def without_onednn():
 @contextlib.contextmanager
 def double_carrier():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "quality_of", lambda header, loaded: at(header.quality, torch.float64))
+        patch.setattr(
+            stream, "quality_of", lambda header, loaded: at(header.quality, torch.float64)
+        )
         yield
 
 
