@@ -89,6 +89,14 @@ whole grid as if there were no tiles; a reader MAY do it window by window, where
 reach are there. So it MAY show a part of the picture after reading the header, the table and the
 tiles in reach alone; it MUST check the header, the table and the integers of these.
 
+## Truncated files
+
+Coarse scales are coded first, so the beginning of a file is a picture. A reader MAY show a file whose
+end is missing if that is what it was asked for, and if only the payload of kind 01, or the tiles of
+kind 03, and what follows them is missing. Every check that is there MUST be made, those of the
+integers of whole tiles too. Of a tile that is cut, the latents are shown whose symbols are the same
+whatever bytes follow; the others are their means. No check covers these.
+
 ## Versions
 
 A reader MUST refuse container and stream versions that it does not know. The format only grows:
