@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lvqcodec import container, imageio, stream, tiling
@@ -338,6 +338,20 @@ def test_any_words_are_a_picture_or_an_error(loaded, models_folder, width, heigh
         except StreamError:
             return
     assert found.shape == (height, width, 3)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.floats(0, 1), st.floats(0, 1), st.binary(min_size=1, max_size=8))
+def test_any_cut_with_any_damage_is_a_picture_or_an_error(tiny, tiled, end, place, new):
+    data = bytearray(tiled[: int(end * len(tiled))])
+    at = int(place * len(data))
+    data[at : at + len(new)] = new
+    try:
+        assert what_is_there(bytes(data)).shape == (77, 101, 3)
+    except LvqError as error:
+        assert error.exit_code in (3, 4)
 
 
 def test_a_size_is_held_to_the_limits(tiny, loaded):

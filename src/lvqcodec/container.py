@@ -91,11 +91,11 @@ tiles in reach alone; it MUST check the header, the table and the integers of th
 
 ## Truncated files
 
-Coarse scales are coded first, so the beginning of a file is a picture. A reader MAY show a file whose
-end is missing if that is what it was asked for, and if only the payload of kind 01, or the tiles of
-kind 03, and what follows them is missing. Every check that is there MUST be made, those of the
-integers of whole tiles too. Of a tile that is cut, the latents are shown whose symbols are the same
-whatever bytes follow; the others are their means. No check covers these.
+Coarse scales are coded first, so the beginning of a file is a picture. A reader MAY show a file
+whose end is missing if that is what it was asked for, and if only the payload of kind 01, or the
+tiles of kind 03, and what follows them is missing. Every check that is there MUST be made, those of
+the integers of whole tiles too. Of a tile that is cut, the latents are shown whose symbols are the
+same whatever bytes follow; the others are their means. No check covers these.
 
 ## Versions
 
