@@ -36,6 +36,7 @@ from lvqcodec.weights import unpack_weights
 
 MODEL_ID_BYTES = 4
 _CRC = struct.Struct("<I")
+_MOST_BYTES = 16  # more than all symbols of a latent can take: 24 + 34 bits, and 14 in a vector
 
 
 class LoadedModel:
@@ -300,7 +301,8 @@ def read_partial(
     payload if this is the beginning of one; there is no CRC that could tell. Raises StreamError
     for words that no encoder writes.
     """
-    decoder = PartialDecoder(bytes(payload[_CRC.size :]))
+    most = _MOST_BYTES * grid[0] * grid[1] * loaded.model.config.transform.latent_channels
+    decoder = PartialDecoder(bytes(payload[_CRC.size :][:most]))
     y_hat = _latents(header, decoder, loaded, grid)
     return y_hat, decoder.received / y_hat.numel()
 
