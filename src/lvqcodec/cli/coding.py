@@ -328,7 +328,7 @@ def decode(
     }
     words = [f"{width}x{height}", f"{seconds:.2f} s"]
     if share < 1:
-        words.append(f"from {100 * share:.1f} % of the latents")
+        words.append(f"from {100 * share:.1f} % of the latents' bytes")
     if left_out:
         words.append(f"without {' and '.join(left_out)}")
     summarise(source, out, words, facts if as_json else None, quiet)
