@@ -697,6 +697,7 @@ def test_json_is_all_that_is_said(png: Path, tmp_path: Path) -> None:
         "width": WIDTH,
         "height": HEIGHT,
         "channels": 3,
+        "received": 1.0,
         "left_out": [],
     }
 

@@ -136,7 +136,7 @@ def test_every_flipped_bit_is_refused():
             "the section at byte 24 has a number that is not in its shortest form",
         ),
         "payload": (with_byte(GOLDEN, 30, 0), "the section at byte 24 is damaged"),
-        "length": (with_byte(GOLDEN, 25, 9), "the section at byte 24 is truncated"),
+        "length": (with_byte(GOLDEN, 25, 9), "the file is truncated, 1 bytes are missing"),
         "required": (
             checked(HEAD) + checked(b"\x7f\x01!") + checked(LATENTS),
             "section of kind 0x7f is needed to decode and not known: upgrade",

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from lvqcodec import footprint, ratecontrol, stream, tiling
 from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest
-from lvqcodec.container import MAX_PIXELS, Section, check_limit, pack, section_bytes, unpack
+from lvqcodec.container import (
+    MAX_PIXELS,
+    Section,
+    check_limit,
+    pack,
+    section_bytes,
+    unpack,
+    unpack_partial,
+)
 from lvqcodec.effort import MAX_EFFORT, Progress, Report, search
 from lvqcodec.errors import UsageError
 from lvqcodec.extras import LOSSLESS, pack_extras, unpack_extras
@@ -225,6 +233,7 @@ def decode(
     data: bytes,
     *,
     region: tuple[int, int, int, int] | None = None,
+    partial: bool = False,
     max_pixels: int = MAX_PIXELS,
     max_memory: int | None = None,
     device: str = "auto",
@@ -234,8 +243,9 @@ def decode(
 
     If it has transparency, alpha is one channel more: (H, W, 4) or (H, W, 2).
     region: (x, y, width, height) in pixels, of which alone the result is, from the tiles that it
-    needs. max_memory: bytes that it may take, by default half of what is available. `report` is
-    told how far it is.
+    needs. partial: take data whose end is missing, too; latents that are not there are predicted,
+    and no checksum tells whether those that are there are damaged. max_memory: bytes that it may
+    take, by default half of what is available. `report` is told how far it is.
     Raises FormatError (StreamError) for damaged data, UnsupportedImage for a picture of more than
     max_pixels, before anything of its size is allocated, ModelNotFound, ModelMismatch, UsageError
     for a region that is not in the picture, and LvqError for one that needs more memory.
@@ -243,6 +253,7 @@ def decode(
     return decode_picture(
         data,
         region=region,
+        partial=partial,
         max_pixels=max_pixels,
         max_memory=max_memory,
         device=device,
@@ -254,23 +265,24 @@ def decode_picture(
     data: bytes,
     *,
     region: tuple[int, int, int, int] | None = None,
+    partial: bool = False,
     max_pixels: int = MAX_PIXELS,
     max_memory: int | None = None,
     device: str = "auto",
     report: Report | None = None,
 ) -> Picture:
     """Do as `decode`, and return the metadata as well."""
-    header, sections = unpack(data)
+    header, sections, missing = unpack_partial(data) if partial else (*unpack(data), 0)
     check_limit(header.width, header.height, max_pixels)
-    layout, tiles = tiling.from_sections(header, sections)
+    layout, tiles, whole = tiling.from_partial(header, sections, missing)
     shown = tiling.region(header, region)
     loaded = stream.load_card(find_by_digest(header.model), stream.find_device(device))
-    for index, tile in enumerate(tiles):
+    for index, tile in enumerate(tiles[:whole]):
         stream.open_tile(tile, loaded, layout[index].grid)  # a size that is none shows here
     need = footprint.decoding(header, layout, shown)
     footprint.check(need, max_memory, header, remedy="allow for more (--max-memory)")
     tell = None if report is None else lambda done: report(Progress(done))
-    pixels = decode_tiles(header, loaded, layout, tiles, shown, tell)
+    pixels = decode_tiles(header, loaded, layout, tiles, shown, tell, whole)
     extras = unpack_extras(header, sections)
     if extras.get("alpha") is not None:
         extras["alpha"] = extras["alpha"][shown]

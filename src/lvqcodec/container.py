@@ -89,6 +89,14 @@ whole grid as if there were no tiles; a reader MAY do it window by window, where
 reach are there. So it MAY show a part of the picture after reading the header, the table and the
 tiles in reach alone; it MUST check the header, the table and the integers of these.
 
+## Truncated files
+
+Coarse scales are coded first, so the beginning of a file is a picture. A reader MAY show a file
+whose end is missing if that is what it was asked for, and if only the payload of kind 01, or the
+tiles of kind 03, and what follows them is missing. Every check that is there MUST be made, those of
+the integers of whole tiles too. Of a tile that is cut, the latents are shown whose symbols are the
+same whatever bytes follow; the others are their means. No check covers these.
+
 ## Versions
 
 A reader MUST refuse container and stream versions that it does not know. The format only grows:
@@ -151,6 +159,7 @@ MAX_METADATA_BYTES = 2**24
 MAX_SIDE = 65535
 MAX_PIXELS = 2**28
 MAX_HEADER_BYTES = 27
+CHECK_BYTES = 4
 
 _PICTURES = frozenset({SECTION_LATENTS, SECTION_TILES})  # of which a file has one
 _KNOWN_KINDS = _PICTURES | {SECTION_ALPHA}
@@ -252,6 +261,21 @@ def unpack(data: bytes) -> tuple[Header, dict[int, bytes]]:
 
     Optional sections of unknown kind are among them. Raises FormatError.
     """
+    header, sections, missing = unpack_partial(data)
+    if missing:
+        raise FormatError(
+            f"the file is truncated, {missing} bytes are missing; {_AGAIN}, or look at what is"
+            " there with lvq decode --partial"
+        )
+    return header, sections
+
+
+def unpack_partial(data: bytes) -> tuple[Header, dict[int, bytes], int]:
+    """Do as `unpack` with a file whose end may be missing, if that is of the latents or tiles.
+
+    Returned last is how many bytes are missing, by the length of that section, of which there is
+    the beginning: no check tells whether it is intact. Of everything else all checks are made.
+    """
     header, at = _parse_header(data)
     sections: dict[int, bytes] = {}
     while at < len(data):
@@ -260,11 +284,16 @@ def unpack(data: bytes) -> tuple[Header, dict[int, bytes]]:
         what = f"{what} at byte {start}"
         length, at = read_varint(data, start + 1, what)
         payload = data[at : at + length]
+        missing = at + length + CHECK_BYTES - len(data)
+        if kind in _PICTURES and missing > 0:
+            _admit(kind, sections)
+            sections[kind] = payload
+            return header, sections, missing
         at = verify_crc(data, start, at + length, what)
         _admit(kind, sections)
         sections[kind] = payload
     _require_latents(sections)
-    return header, sections
+    return header, sections, 0
 
 
 def read_header(data: bytes) -> Header:
@@ -402,12 +431,12 @@ def verify_crc(data: bytes, start: int, end: int, what: str) -> int:
 
     Raises FormatError.
     """
-    stored = data[end : end + 4]
-    if len(stored) < 4:
+    stored = data[end : end + CHECK_BYTES]
+    if len(stored) < CHECK_BYTES:
         raise FormatError(f"{what} is truncated; {_AGAIN}")
     if zlib.crc32(memoryview(data)[start:end]) != int.from_bytes(stored, "little"):
         raise FormatError(f"{what} is damaged (CRC-32 differs); {_AGAIN}")
-    return end + 4
+    return end + CHECK_BYTES
 
 
 def to_varint(value: int) -> bytes:

@@ -113,7 +113,9 @@ class Quantizer:
         encoder.encode_integers(j[scalars] >> 1, bins[scalars], self.tables.scalar)
 
     def read(self, bins: Integers, decoder: SymbolDecoder) -> NDArray[np.int32]:
-        """Mirror of `write`: j (M,) int32; raises StreamError."""
+        """Mirror of `write`: j (M,) int32, 0 where the decoder has ended; raises StreamError."""
+        if decoder.ended:
+            return np.zeros(len(bins), np.int32)
         vectors, scalars = self._split_array(bins)
         j = np.empty(len(bins), np.int32)
         if len(vectors):
@@ -223,7 +225,8 @@ class Quantizer:
         parity[7] = state
         rows, offset, mirror = _value_rows(index, coset, parity)
         q = decoder.decode_integers(rows.ravel(), self.tables.lattice).reshape(index.shape)
-        return (4 * q + offset) * mirror
+        j = (4 * q + offset) * mirror
+        return np.where(decoder.known.reshape(j.shape), j, 0) if decoder.ended else j
 
     def _ratios(self, index: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Parity ratios (8, V) of even cosets and the products (9, V) of each and all after it."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lvqcodec import tiling
 from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_model, verify_digest
-from lvqcodec.coding.rangecoder import SymbolDecoder, SymbolEncoder
+from lvqcodec.coding.rangecoder import PartialDecoder, SymbolDecoder, SymbolEncoder
 from lvqcodec.config import QUALITIES
 from lvqcodec.container import MAX_PIXELS, MAX_SIDE, Header, pack
 from lvqcodec.distortion import TUNES, weight
@@ -36,6 +36,7 @@ from lvqcodec.weights import unpack_weights
 
 MODEL_ID_BYTES = 4
 _CRC = struct.Struct("<I")
+_MOST_BYTES = 16  # more than all symbols of a latent can take: 24 + 34 bits, and 14 in a vector
 
 
 class LoadedModel:
@@ -280,22 +281,43 @@ def read(
     Those of a tile of `grid` positions, by default of the whole picture.
     Raises FormatError for a payload that is too short, StreamError if the integers are wrong.
     """
-    quantizer = Quantizer(header.lattice, loaded.tables)
     grid = grid or loaded.model.grid(header.height, header.width)
-    decoder = open_tile(payload, loaded, grid)
-
-    def coder(positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
-        bins = nearest_bin(scale).flatten()
-        j = torch.from_numpy(quantizer.read(bins.cpu().numpy(), decoder)).to(bins.device)
-        return mean + quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)
-
-    y_hat = loaded.model.entropy.code(coder, *grid, quality_of(header, loaded))
+    y_hat = _latents(header, open_tile(payload, loaded, grid), loaded, grid)
     if _crc(y_hat) != _CRC.unpack_from(payload)[0]:
         raise StreamError(
             "the decoded integers do not match their checksum: the file is damaged or was written"
             " with other weights"
         )
     return y_hat
+
+
+@torch.inference_mode()
+def read_partial(
+    header: Header, payload: bytes | memoryview, loaded: LoadedModel, grid: tuple[int, int]
+) -> tuple[Tensor, float]:
+    """Do as `read` with the beginning of a payload: latents that are not there are their means.
+
+    Returns the share of the latents that was there as well. Those are the very ones of the whole
+    payload if this is the beginning of one; there is no CRC that could tell. Raises StreamError
+    for words that no encoder writes.
+    """
+    most = _MOST_BYTES * grid[0] * grid[1] * loaded.model.config.transform.latent_channels
+    decoder = PartialDecoder(bytes(payload[_CRC.size :][:most]))
+    y_hat = _latents(header, decoder, loaded, grid)
+    return y_hat, decoder.received / y_hat.numel()
+
+
+def _latents(
+    header: Header, decoder: SymbolDecoder, loaded: LoadedModel, grid: tuple[int, int]
+) -> Tensor:
+    quantizer = Quantizer(header.lattice, loaded.tables)
+
+    def coder(positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
+        bins = nearest_bin(scale).flatten()
+        j = torch.from_numpy(quantizer.read(bins.cpu().numpy(), decoder)).to(bins.device)
+        return mean + quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)
+
+    return loaded.model.entropy.code(coder, *grid, quality_of(header, loaded))
 
 
 def open_tile(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvqcodec.container import Header
-from lvqcodec.stream import LoadedModel, quality_of, read
+from lvqcodec.stream import LoadedModel, quality_of, read, read_partial
 from lvqcodec.tiling import Tiling, Window, covering, pieces
 
 Put = Callable[[Window, NDArray[np.uint8]], None]
@@ -105,11 +105,13 @@ def decode_tiles(
     tiles: Sequence[memoryview],
     region: Window,
     report: Callable[[float], None] | None = None,
+    whole: int | None = None,
 ) -> NDArray[np.uint8]:
     """Return rows and columns of pixels, uint8 (H, W, 3) or (H, W), reading what they depend on.
 
-    `report` is told the share that is done. Raises FormatError (StreamError) for tiles
-    that are damaged.
+    `report` is told the share that is done. whole: how many of the tiles are, by default all; of
+    the others only the beginning is there, and their checksum is not looked at. Raises FormatError
+    (StreamError) for tiles that are damaged.
     """
     image = np.empty((*region.grid, 3) if header.channels == 3 else region.grid, np.uint8)
 
@@ -118,7 +120,9 @@ def decode_tiles(
 
     synthesis = Synthesis(header, loaded, tiling, put, region)
     for count, index in enumerate(synthesis.tiles, 1):
-        synthesis.add(index, read(header, tiles[index], loaded, tiling[index].grid))
+        tile = header, tiles[index], loaded, tiling[index].grid
+        cut = whole is not None and index >= whole
+        synthesis.add(index, read_partial(*tile)[0] if cut else read(*tile))
         if report is not None:
             report(count / len(synthesis.tiles))
     return image

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from lvqcodec.container import (
+    CHECK_BYTES,
     SECTION_LATENTS,
     SECTION_TILES,
     Header,
@@ -200,9 +201,41 @@ def from_sections(header: Header, sections: Mapping[int, bytes]) -> tuple[Tiling
 
     Nothing is allocated for more tiles than the payload has room for.
     """
+    return from_partial(header, sections, 0)[:2]
+
+
+def from_partial(
+    header: Header, sections: Mapping[int, bytes], missing: int
+) -> tuple[Tiling, list[memoryview], int]:
+    """Do as `from_sections` with what `container.unpack_partial` returns.
+
+    Returned as well is how many tiles are whole; at most one is cut, and those after it are empty.
+    Raises FormatError where the table of tiles is not whole or nothing follows it.
+    """
+    cut, tiles, whole = _find_tiles(header, sections, _lost(missing))
+    if not whole and max(map(len, tiles)) <= _MIN_TILE:
+        raise FormatError("the file ends before its latents; fetch the file again")
+    return cut, tiles, whole
+
+
+def share(sections: Mapping[int, bytes], missing: int) -> float:
+    """How much of the bytes of the latents there is, of what `container.unpack_partial` returns."""
+    there = max(len(sections.get(kind, b"")) for kind in (SECTION_LATENTS, SECTION_TILES))
+    return there / max(there + _lost(missing), 1)
+
+
+def _lost(missing: int) -> int:
+    """Bytes of the payload among those missing of a file, whose last ones are a check."""
+    return max(missing - CHECK_BYTES, 0)
+
+
+def _find_tiles(
+    header: Header, sections: Mapping[int, bytes], lost: int
+) -> tuple[Tiling, list[memoryview], int]:
     if SECTION_LATENTS in sections:
-        return untiled(header), [memoryview(sections[SECTION_LATENTS])]
+        return untiled(header), [memoryview(sections[SECTION_LATENTS])], int(not lost)
     payload = sections[SECTION_TILES]
+    size = len(payload) + lost
     exponent = payload[0] if payload else -1
     if exponent not in _EXPONENTS:
         raise FormatError(
@@ -211,23 +244,22 @@ def from_sections(header: Header, sections: Mapping[int, bytes]) -> tuple[Tiling
             else "the section of tiles is empty; fetch the file again"
         )
     tiling = Tiling(_grid(header), 1 << exponent)
-    if len(payload) < 1 + len(tiling) * (1 + _MIN_TILE) + 4:
-        raise FormatError(
-            f"{len(tiling)} tiles do not fit into {len(payload)} bytes; fetch the file again"
-        )
+    if size < 1 + len(tiling) * (1 + _MIN_TILE) + CHECK_BYTES:
+        raise FormatError(f"{len(tiling)} tiles do not fit into {size} bytes; fetch the file again")
     what = "the table of tiles"
     lengths, at = [], 1
     for _ in range(len(tiling)):
         length, at = read_varint(payload, at, what)
         lengths.append(length)
     at = verify_crc(payload, 0, at, what)
-    if min(lengths) < _MIN_TILE or sum(lengths) != len(payload) - at:
+    if min(lengths) < _MIN_TILE or sum(lengths) != size - at:
         raise FormatError(
             f"tiles of {min(lengths)} bytes and more, {sum(lengths)} in all, are not what"
-            f" {len(payload) - at} bytes hold; fetch the file again"
+            f" {size - at} bytes hold; fetch the file again"
         )
-    view, tiles = memoryview(payload), []
+    view, tiles, whole = memoryview(payload), [], 0
     for length in lengths:
         tiles.append(view[at : at + length])
         at += length
-    return tiling, tiles
+        whole += at <= len(payload)
+    return tiling, tiles, whole

@@ -44,7 +44,7 @@ from lvqcodec.cli.common import (
     tune_option,
     write_file,
 )
-from lvqcodec.container import check_limit, read_header, unpack
+from lvqcodec.container import check_limit, read_header, unpack, unpack_partial
 from lvqcodec.errors import UsageError
 
 
@@ -236,6 +236,11 @@ def _meter(quiet: bool, tune: str = "psnr") -> Iterator[Callable[[Any], None] | 
     metavar="X,Y,W,H",
     help="Only these pixels: W x H of them from column X and row Y on, counted from 0.",
 )
+@click.option(
+    "--partial",
+    is_flag=True,
+    help="Take a file whose end is missing, and predict what is not there.",
+)
 @memory_option
 @device_option
 @threads_option
@@ -248,6 +253,7 @@ def decode(
     file_format: str | None,
     background: str | None,
     region: tuple[int, int, int, int] | None,
+    partial: bool,
     max_memory: int | None,
     device: str,
     threads: int | None,
@@ -266,9 +272,11 @@ def decode(
         raise UsageError(f"{display_name(out)} exists already: name it as OUT to replace it")
     refuse_json_beside_data(as_json, out)
     data = read_file(source)
-    header, sections = unpack(data)  # a broken file is refused before torch is loaded
+    # a broken file is refused before torch is loaded
+    header, sections, missing = unpack_partial(data) if partial else (*unpack(data), 0)
     check_limit(header.width, header.height, max_pixels)
-    tiling.from_sections(header, sections)
+    tiling.from_partial(header, sections, missing)
+    share = tiling.share(sections, missing)
     tiling.region(header, region)
     set_up_torch(device, threads)
     from lvqcodec import codec, imageio
@@ -276,7 +284,12 @@ def decode(
     start = time.perf_counter()
     with _meter(quiet) as report:
         picture = codec.decode_picture(
-            data, region=region, max_memory=max_memory, device=device, report=report
+            data,
+            region=region,
+            partial=partial,
+            max_memory=max_memory,
+            device=device,
+            report=report,
         )
     seconds = time.perf_counter() - start
     target = io.BytesIO() if out == "-" else out
@@ -288,10 +301,13 @@ def decode(
         "width": width,
         "height": height,
         "channels": header.channels,
+        "received": share,
         "left_out": list(left_out),
         "seconds": seconds,
     }
     words = [f"{width}x{height}", f"{seconds:.2f} s"]
+    if share < 1:
+        words.append(f"from {100 * share:.1f} % of the latents' bytes")
     if left_out:
         words.append(f"without {' and '.join(left_out)}")
     summarise(source, out, words, facts if as_json else None, quiet)

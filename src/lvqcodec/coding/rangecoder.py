@@ -85,6 +85,12 @@ class SymbolDecoder:
     little time however many symbols are asked of it.
     """
 
+    ended = False
+    """Whether symbols were asked for that are not there: never, but see PartialDecoder."""
+
+    known: NDArray[np.bool_]
+    """Once `ended`: which of the integers that were asked for last are there."""
+
     def __init__(self, data: bytes) -> None:
         self._bits_left = 8.0 * (len(data) + IMPLIED_ZEROS)
         words = np.frombuffer(data + b"\0" * (-len(data) % 4), "<u4")
@@ -121,14 +127,20 @@ class SymbolDecoder:
         values = symbols - table.offsets[rows]
         escaped = np.flatnonzero(symbols == table.sizes[rows] - 1)
         if escaped.size:
-            length = self._read(_LENGTHS, escaped.size)
-            digits = self._read(_DIGITS, _ranges(length))
-            excess = (1 << length) + (digits >> 1)
-            below = -excess - table.offsets[rows[escaped]]
-            values[escaped] = np.where(digits & 1, below, values[escaped] + excess - 1)
-            if np.abs(values[escaped]).max() > MAX_INTEGER:
-                raise StreamError(f"an integer beyond {MAX_INTEGER}: the file is damaged")
+            self._read_escapes(values, escaped, table.offsets[rows[escaped]])
         return values
+
+    def _read_escapes(self, values: Integers, escaped: Integers, offsets: Integers) -> int:
+        """Add to the values of `escaped` their excess; return of how many it is there."""
+        length = self._read(_LENGTHS, escaped.size)
+        digits = self._read(_DIGITS, _ranges(length))
+        there = len(digits)
+        escaped, excess = escaped[:there], (1 << length[:there]) + (digits >> 1)
+        below = -excess - offsets[:there]
+        values[escaped] = np.where(digits & 1, below, values[escaped] + excess - 1)
+        if np.abs(values[escaped]).max(initial=0) > MAX_INTEGER:
+            raise StreamError(f"an integer beyond {MAX_INTEGER}: the file is damaged")
+        return there
 
     def _spend(self, symbols: Integers, rows: Integers, table: RowTable) -> None:
         costs = table.least_bits.take(symbols + table.probs.shape[1] * rows.astype(np.intp))
@@ -142,6 +154,88 @@ class SymbolDecoder:
         except Exception as error:  # constriction: AssertionError, on words no encoder writes
             raise StreamError("words that no encoder writes: the file is damaged") from error
         return symbols
+
+
+class PartialDecoder(SymbolDecoder):
+    """Decodes the beginning of a stream: the symbols that are the same whatever follows it.
+
+    The larger the number that the words make, the later the symbol it falls on. So a symbol is
+    certain if the least continuation, all zeros, and the greatest, all ones, agree on it. From the
+    first that is not certain on symbols are -1, bits and integers 0, and `ended` and `known` tell.
+    `received` counts the integers that were there.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        whole = data[: len(data) // 4 * 4]
+        super().__init__(whole)
+        # more than two words are never looked at: what they leave open is more than any symbol
+        words = np.frombuffer(whole + b"\xff" * 8, "<u4")
+        self._greatest = constriction.stream.queue.RangeDecoder(words.astype(np.uint32))
+        self.received = 0
+
+    def decode(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
+        """Symbols (M,) int32, -1 for those that are not there; raises StreamError."""
+        _check_rows(rows, table)
+        ordered = np.full(rows.size, -1, np.int32)
+        for model, start, end in _runs(rows, table):
+            found = self._read(model, end - start)
+            ordered[start : start + len(found)] = found
+            if self.ended:
+                break
+        symbols = np.empty(rows.size, np.int32)
+        symbols[_by_row(rows)] = ordered
+        return symbols
+
+    def decode_bits(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
+        """Bits (M,) int32, 0 for those that are not there; raises StreamError."""
+        _check_rows(rows, table)
+        bits = np.zeros(rows.size, np.int32)
+        found = self._read(_PER_SYMBOL, table.probs.take(rows, axis=0))
+        bits[: len(found)] = found
+        return bits
+
+    def decode_integers(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
+        """Integers (M,) int32, 0 for those that are not `known`; raises StreamError."""
+        symbols = self.decode(rows, table)
+        self.known = symbols >= 0
+        values = symbols - table.offsets[rows]
+        escaped = np.flatnonzero(symbols == table.sizes[rows] - 1)
+        there = self._read_escapes(values, escaped, table.offsets[rows[escaped]])
+        self.known[escaped[there:]] = False
+        values[~self.known] = 0
+        self.received += int(self.known.sum())
+        return values
+
+    def _read(self, model: Any, argument: Any) -> NDArray[np.int32]:
+        """Those of the symbols that are certain; if that is not all of them, the last ones."""
+        count = argument if isinstance(argument, int) else len(argument)
+        if self.ended or not count:
+            return np.empty(0, np.int32)
+        before = self._coder.clone(), self._greatest.clone()
+        try:
+            symbols = super()._read(model, argument)
+            others = self._greatest.decode(model, argument)
+        except Exception:
+            return self._read_halves(model, argument, count, before)
+        same = symbols == others
+        self.ended = not same.all()
+        return symbols[: same.argmin()] if self.ended else symbols
+
+    def _read_halves(
+        self, model: Any, argument: Any, count: int, before: tuple[Any, Any]
+    ) -> NDArray[np.int32]:
+        """Do as `_read` where decoding all at once fails, at the last certain symbol or later."""
+        self._coder, self._greatest = before
+        if count == 1:
+            super()._read(model, argument)  # zeros lead to no symbol only where nothing does
+            self.ended = True
+            return np.empty(0, np.int32)
+        half = count // 2
+        if isinstance(argument, int):
+            parts = [half, count - half]
+        else:
+            parts = [argument[:half], argument[half:]]
+        return np.concatenate([self._read(model, part) for part in parts])
 
 
 def _check_rows(rows: Integers, table: RowTable) -> None:
