@@ -623,3 +623,15 @@ def test_stripping_changes_nothing_that_shows():
     assert stripped(icc_profile=SRGB, exif=exif(6)).pixels.shape == (3, 2, 3)
     assert stripped(icc_profile=RED_IS_GREEN).icc == RED_IS_GREEN
     assert stripped(icc_profile=b"x" * 200).icc is None  # which no viewer heeds
+
+
+def test_a_png_whose_pixels_fail_their_checksum_is_refused(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(path)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"IDAT")
+    length = int.from_bytes(data[start - 4 : start], "big")
+    data[start + 4 + length] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="checksum of its pixels"):
+        imageio.load(path)

@@ -9,6 +9,8 @@ where that was asked for: nothing is lost silently.
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from typing import IO
@@ -32,6 +34,7 @@ _OTHER_COLOURS = ("CMYK", "LAB", "YCbCr")
 
 _AV1_CONFIGURATION = re.compile(rb"av1C\x81.(.)", re.DOTALL)
 _AV1_HIGH_BITDEPTH = 0x40
+_PNG_SIGNATURE = 8  # bytes
 _PNG_DEPTH = 24  # offset of the bits a sample
 _TIFF_REDUCED = 1
 _TIFF_WHITE_IS_ZERO = 0
@@ -65,6 +68,8 @@ def read(
     What Pillow raises for broken files is let out, and UnsupportedImage says only what there is.
     """
     image = reader(BytesIO(data), name)
+    if image.format == "PNG":
+        _check_png(data)
     _select(image, frame, max_pixels)
     _refuse(image, data, frame, to_srgb8)
     colours = stated_colours(image, data)
@@ -90,6 +95,19 @@ def read(
     if alpha is not None:
         alpha = None if alpha.min() == 255 else turn_back(alpha, turned)
     return Picture(turn_back(pixels, turned), alpha, icc, exif, read_xmp(image))
+
+
+def _check_png(data: bytes) -> None:
+    """Raise FormatError where a checksum of the pixels is wrong, which Pillow does not look at."""
+    at = _PNG_SIGNATURE
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        stored = data[end : end + 4]
+        checked = kind == b"IDAT" and len(stored) == 4  # what is truncated shows in decoding
+        if checked and zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(stored, "big"):
+            raise FormatError(f"the checksum of its pixels at byte {at} is wrong")
+        at = end + 4
 
 
 def _select(image: ImageFile.ImageFile, frame: int | None, max_pixels: int) -> None:
