@@ -166,10 +166,11 @@ class _Refinery:
     def run(self, effort: int, y_hat: Tensor | None) -> Plan:
         """Return what to write, given the latents of effort 0 if they are at hand."""
         single = len(self.parts) == 1
+        needed = effort == 1 or self.original.tune != "psnr"  # for a move, or the curvature
         moves, lambdas = [], []
         for source in self.original.sources():
-            coded = write(source).y_hat if y_hat is None else y_hat
-            target, curve = self._search(source, effort, coded.clone())
+            coded = write(source).y_hat if needed and y_hat is None else y_hat
+            target, curve = self._search(source, effort, coded)
             # those of a large picture are many: sixteen bits each are enough
             found = target - source.target, 2 / curve
             move, rdo_lambda = found if single else (part.half() for part in found)
@@ -177,8 +178,11 @@ class _Refinery:
             lambdas.append(rdo_lambda)
         return Plan(moves, lambdas)
 
-    def _search(self, source: Source, effort: int, y_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the target (1, h * w, C) found for a tile, and its curvature (1 or h * w, C)."""
+    def _search(self, source: Source, effort: int, y_hat: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the target (1, h * w, C) found for a tile, and its curvature (1 or h * w, C).
+
+        y_hat: the latents of effort 0, None where they are not looked at.
+        """
         target = source.target.clone()
         whole = torch.unflatten(target, 1, source.grid)
         curves = torch.empty_like(whole)
@@ -188,7 +192,7 @@ class _Refinery:
             now = time.monotonic()
             self.until = now + (self.deadline - now) / (count - index)
             start, cost = cut(source.target.clone(), source.grid, part), self._cost(source, part)
-            coded = cut(y_hat, source.grid, part)
+            coded = start if y_hat is None else cut(y_hat.clone(), source.grid, part)
             curve = self._curve(coded, part, cost)
             self.place = index, count
             if effort == 1:
@@ -199,8 +203,7 @@ class _Refinery:
             for everywhere, here in ((whole, found), (curves, curve.expand_as(found))):
                 piece = torch.unflatten(cut(here, part.grid, inner), 1, core.grid)
                 everywhere[:, core.rows, core.columns] = piece
-        everywhere_alike = self.original.tune == "psnr"
-        return target, curves[0, 0, :1] if everywhere_alike else curves.flatten(0, 2)
+        return target, curve if len(curve) == 1 else curves.flatten(0, 2)
 
     def _curve(self, y_hat: Tensor, part: Window, cost: Cost) -> Tensor:
         """Second derivative of the cost by each latent, (1 or h * w, C)."""
