@@ -78,9 +78,10 @@ wheel-smoke: ## build the wheel, install it alone in a fresh environment, code a
 golden: $(INSTALLED) ## add golden files for what is new, changing none
 	$(BIN)/python tests/golden.py
 
-fuzz: $(INSTALLED) ## send MUTATIONS=20000 damaged files through the decoder, twice
+fuzz: $(INSTALLED) ## send MUTATIONS=20000 damaged files through the decoder
 	$(BIN)/python bench/fuzz.py --mutations $(MUTATIONS)
 	$(BIN)/python bench/fuzz.py --mutations $(MUTATIONS) --repair
+	$(BIN)/python bench/fuzz.py --mutations $(MUTATIONS) --partial
 
 clean: ## remove caches, builds and the demo's files, but neither .venv nor training runs
 	rm -rf dist build runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damage files in every way at hand and see what the decoder makes of them.
 
-    python bench/fuzz.py [FILE.lvq ...] [--model NAME] [--mutations 20000] [--repair]
+    python bench/fuzz.py [FILE.lvq ...] [--model NAME] [--mutations 20000] [--repair] [--partial]
 
 Mutations of the files (by default the golden ones with their small model; with --model a small
 picture at several qualities by that model) go through `decode` in a child process that may take
@@ -9,8 +9,10 @@ picture at several qualities by that model) go through `decode` in a child proce
 when it dies. Without --repair every truncation comes first, and nothing may decode: the checksums
 are as damaged as the rest. With --repair lengths and checksums of the container are made right
 after each mutation, so that damage gets as far as the entropy decoder; what decodes then has passed
-the checksum of its integers. Allowed is an LvqError of exit code 3, 4 or 5. Prints how often each
-outcome came about; exits 1 if one was wrong, and puts such cases into --keep.
+the checksum of its integers. With --partial files are decoded as what may have lost its end: what
+is cut in the latents, where no checksum can tell, may then decode. Allowed is an LvqError of exit
+code 3, 4 or 5. Prints how often each outcome came about; exits 1 if one was wrong, and puts such
+cases into --keep.
 """
 
 from __future__ import annotations
@@ -123,7 +125,7 @@ def cases(
         yield f"mutation-{seed}-{index}", change(rng.choice(files), rng) or b"\0"
 
 
-def serve(pipe: Connection, intact: bytes) -> None:
+def serve(pipe: Connection, intact: bytes, partial: bool) -> None:
     """Decode what comes, in the child; answer with the outcome."""
     codec.find_by_digest = functools.cache(codec.find_by_digest)  # cards are no part of this
     codec.decode(intact, device="cpu")
@@ -134,7 +136,7 @@ def serve(pipe: Connection, intact: bytes) -> None:
     pipe.send_bytes(b"ready")
     while data := pipe.recv_bytes():
         try:
-            picture = codec.decode(data, device="cpu")
+            picture = codec.decode(data, device="cpu", partial=partial)
             header = read_header(data)
             right = picture.shape[:2] == (header.height, header.width)
             outcome = "decoded" if right and picture.dtype == np.uint8 else "WRONG shape"
@@ -149,14 +151,14 @@ def serve(pipe: Connection, intact: bytes) -> None:
 class Child:
     """A process that decodes; started again whenever it had to be ended."""
 
-    def __init__(self, intact: bytes) -> None:
-        self._intact = intact
+    def __init__(self, intact: bytes, partial: bool) -> None:
+        self._task = intact, partial
         self._start()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self._intact), daemon=True)
+        self._process = context.Process(target=serve, args=(theirs, *self._task), daemon=True)
         self._process.start()
         theirs.close()
         assert self._pipe.recv_bytes() == b"ready"
@@ -200,6 +202,7 @@ def main() -> int:
     parser.add_argument("--mutations", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repair", action="store_true")
+    parser.add_argument("--partial", action="store_true")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="end earlier")
     parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"))
     args = parser.parse_args()
@@ -207,7 +210,7 @@ def main() -> int:
     paths = args.files or sorted(GOLDEN.glob("*.lvq"))
     files = make_files(args.model) if args.model else [path.read_bytes() for path in paths]
     outcomes: collections.Counter[str] = collections.Counter()
-    child = Child(files[0])
+    child = Child(files[0], args.partial)
     start, slowest, count = time.monotonic(), 0.0, 0
     for name, case in cases(files, args.mutations, args.seed, args.repair):
         before = time.monotonic()
@@ -216,7 +219,7 @@ def main() -> int:
         outcome = child.decode(case)
         slowest = max(slowest, time.monotonic() - before)
         count += 1
-        if outcome == "decoded" and not args.repair:
+        if outcome == "decoded" and not (args.repair or args.partial):
             outcome = "WRONG decoded"
         outcomes[outcome] += 1
         if outcome.startswith("WRONG"):

@@ -23,11 +23,11 @@ import torch
 from conftest import install, make_model, make_photograph
 from PIL import Image
 
-from lvqcodec import codec, stream
+from lvqcodec import codec, stream, tiling
 from lvqcodec.catalog import find_by_digest
 from lvqcodec.coding.tables import CodingTables, RowTable, parametric_tables
 from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig
-from lvqcodec.container import SECTION_LATENTS, Section, pack, read_header, unpack
+from lvqcodec.container import SECTION_LATENTS, SECTION_TILES, Section, pack, read_header, unpack
 from lvqcodec.entropy.base import MEAN_PARTS
 from lvqcodec.picture import Picture
 
@@ -80,16 +80,21 @@ CASES: dict[str, tuple[Callable[[], np.ndarray | Picture], int, str]] = {
         50,
         "e8",
     ),
+    "tiles-colour": (lambda: make_photograph(75, 90, seed=14), 50, "e8"),
+    "tiles-grey": (lambda: make_photograph(33, 160, channels=1, seed=15), 30, "z"),
 }
+TILES = {"tiles-colour": 32, "tiles-grey": 64}
+"""Side of the tiles of those cases that have some."""
 
 
 def integers_digest(data: bytes) -> str:
     """SHA-256 of the decoded integers, as the format orders them for their CRC."""
     header, sections = unpack(data)
     loaded = stream.load_card(find_by_digest(header.model), torch.device("cpu"))
-    y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
-    integers = (y_hat * MEAN_PARTS).to(torch.int32).numpy().astype("<i4")
-    return sha256(integers.tobytes())
+    tiles = zip(*tiling.from_sections(header, sections), strict=True)
+    found = [stream.read(header, payload, loaded, place.grid) for place, payload in tiles]
+    integers = [(y_hat * MEAN_PARTS).to(torch.int32).numpy().astype("<i4") for y_hat in found]
+    return sha256(b"".join(part.tobytes() for part in integers))
 
 
 def metadata_digests(data: bytes) -> dict[str, str]:
@@ -143,7 +148,14 @@ def _add_golden() -> None:
         path = GOLDEN / f"{name}.lvq"
         if path.exists():
             continue
-        data = codec.encode(make(), model=MODEL, quality=quality, lattice=lattice, device="cpu")
+        data = codec.encode(
+            make(),
+            model=MODEL,
+            quality=quality,
+            lattice=lattice,
+            tile=TILES.get(name),
+            device="cpu",
+        )
         if name == "optional-section":
             header, sections = unpack(data)
             parts = [Section(kind, payload) for kind, payload in sections.items()]
@@ -190,6 +202,14 @@ def _damaged() -> dict[str, tuple[bytes, int, str]]:
 
     def beside(kind: int, value: bytes) -> bytes:
         return pack(header, [Section(kind, value), Section(SECTION_LATENTS, payload)])
+
+    tiled, sections = unpack((GOLDEN / "tiles-colour.lvq").read_bytes())
+    parts = sections[SECTION_TILES]
+    layout, each = tiling.from_sections(tiled, sections)
+    first, *others = each
+
+    def tiles(value: bytes) -> bytes:
+        return pack(tiled, [Section(SECTION_TILES, value)])
 
     flipped = bytearray(payload)
     flipped[20] ^= 4
@@ -248,6 +268,18 @@ def _damaged() -> dict[str, tuple[bytes, int, str]]:
         "latents-flipped": (latents(bytes(flipped)), 3, ""),
         "latents-impossible": (latents(payload[:4] + b"\xff" * 40), 3, "no encoder writes"),
         "latents-of-another": (latents(bytes(4) + payload[4:]), 3, "do not match their checksum"),
+        "two-pictures": (data + crc(b"\x03\x01\x02"), 3, "two pictures"),
+        "tiles-empty": (tiles(b""), 3, "the section of tiles is empty"),
+        "tiles-side": (tiles(b"\x0d" + parts[1:]), 3, "tiles of 2^13 positions are not known"),
+        "tiles-larger": (tiles(crc(b"\x0c\x7f")), 3, "1 tiles do not fit into"),
+        "tiles-cut": (tiles(parts[:20]), 3, "9 tiles do not fit into 20 bytes"),
+        "tiles-table": (tiles(parts[:2] + bytes(1) + parts[3:]), 3, "the table of tiles"),
+        "tiles-lengths": (tiles(parts[:-1]), 3, "are not what"),
+        "tiles-flipped": (
+            pack(tiled, [tiling.to_section(layout, [bytes(4) + bytes(first[4:]), *others])]),
+            3,
+            "do not match their checksum",
+        ),
     }
 
 

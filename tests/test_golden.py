@@ -22,7 +22,7 @@ from PIL import Image
 from lvqcodec import catalog
 from lvqcodec.cli import main
 from lvqcodec.codec import decode, encode
-from lvqcodec.container import read_header
+from lvqcodec.container import EXTRAS, SECTION_LATENTS, SECTION_TILES, read_header, unpack
 
 FILES, DAMAGED = load_index(GOLDEN), load_index(CORPUS)
 WEIGHTS = "b45a7bb7c53a1805b619abb9c14d85e171e39ef66f7ed0acb38659e9d340d3e8"
@@ -66,6 +66,8 @@ def test_golden_files_cover_the_format():
     seen = {(header.lattice, header.channels) for header in headers}
     assert seen == {(lattice, channels) for lattice in ("z", "e8") for channels in (1, 3)}
     assert {0, 100} <= {header.quality for header in headers}
+    kinds = set().union(*(unpack((GOLDEN / f"{name}.lvq").read_bytes())[1] for name in FILES))
+    assert kinds > {SECTION_LATENTS, SECTION_TILES, *EXTRAS.values()}
 
 
 def test_the_encoder_still_writes_them():
@@ -103,7 +105,7 @@ def test_what_the_container_shows_is_seen_without_decoding():
     inside = {"model", "size-not-of-the-file", "size-beyond-the-bytes"}
     for name, expected in DAMAGED.items():
         result = CliRunner().invoke(main, ["info", "--json", str(CORPUS / f"{name}.lvq")])
-        beside = ("latents-", "alpha-", "icc-", "exif-", "xmp-")
+        beside = ("latents-", "tiles-flipped", "alpha-", "icc-", "exif-", "xmp-")
         if name in inside or name.endswith("of-another") or name.startswith(beside):
             assert result.exit_code == 0
             assert json.loads(result.stdout)["width"] > 0
