@@ -466,6 +466,36 @@ def test_the_limit_is_a_share_of_what_is_available(monkeypatch):
     footprint.check(10**15, None, header, remedy="")
 
 
+def test_control_groups_limit_what_is_available(tmp_path):
+    def group(name, limit, use, **statistics):
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        old = name.startswith("memory")
+        (folder / ("memory.limit_in_bytes" if old else "memory.max")).write_text(f"{limit}\n")
+        (folder / ("memory.usage_in_bytes" if old else "memory.current")).write_text(f"{use}\n")
+        lines = [f"{key} {value}\n" for key, value in statistics.items()]
+        (folder / "memory.stat").write_text("".join(lines))
+
+    def left(text):
+        membership = tmp_path / "cgroup"
+        membership.write_text(text)
+        return list(footprint._groups(membership, tmp_path))
+
+    group("user/job", 1000, 400, anon=300, inactive_file=100)
+    group("user", "max", 700, inactive_file=1)
+    assert left("0::/user/job\n") == [700]
+    group("user", 900, 700, inactive_file=0)
+    assert left("0::/user/job\n") == [700, 200]
+    group("memory", 500, 600, total_inactive_file=20, inactive_file=300)
+    assert left("5:cpu:/a\n4:memory:/not/seen/from/here\n") == [0]
+    assert list(footprint._groups(tmp_path / "none", tmp_path)) == []
+
+
+def test_what_is_available_is_no_more_than_the_machine_has():
+    there = footprint.available()
+    assert there is None or 0 <= there <= footprint._machine()
+
+
 def test_large_pictures_need_little_more_than_small_ones():
     sizes = {}
     for width, height in ((1024, 1024), (4000, 3000), (12000, 9000)):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,12 +16,14 @@ from io import BytesIO
 
 import torch
 
-from lvqcodec import __version__, codec, imageio, metrics
+from lvqcodec import __version__, codec, footprint, imageio, metrics, tiling
 from lvqcodec.batch.plan import Item
 from lvqcodec.batch.records import DONE, FAILED, SKIPPED, Point, Record
+from lvqcodec.batch.room import Room
 from lvqcodec.batch.stores import Store, open_store
 from lvqcodec.catalog import DEFAULT_MODEL, find_model
-from lvqcodec.container import STREAM_VERSION, read_header
+from lvqcodec.container import STREAM_VERSION, Header, read_header
+from lvqcodec.effort import MAX_EFFORT
 from lvqcodec.errors import LvqError, ModelMismatch, UsageError
 from lvqcodec.extras import LOSSLESS
 from lvqcodec.picture import Picture
@@ -105,7 +106,7 @@ class Worker:
         self.job = job
         self.source: Store = open_store(job.source)
         self.destination: Store = open_store(job.destination)
-        self._turn = threading.Semaphore(job.jobs)
+        self._room = Room(job.jobs, footprint.allowance())
         self._stopped = False
         self._loaded: codec.LoadedModel | None = None
         if not job.settings.decode:
@@ -151,15 +152,17 @@ class Worker:
                 if _sha256(self.destination.read(item.output)) == known.output_sha256:
                     return replace(known, source=item.source, status=SKIPPED, seconds=0.0)
         if settings.decode:
-            with self._turn:
+            header = read_header(data)
+            whole = tiling.region(header, None)
+            with self._room.take(footprint.decoding(header, tiling.choose(header), whole)):
                 start = self._begin()
                 picture = decode_picture(data, self.job.device)
                 seconds = time.perf_counter() - start
-            psnr, quality = None, read_header(data).quality
+            psnr, quality = None, header.quality
             output = write_picture(picture, settings)
         else:
             picture = read_picture(data, settings)
-            with self._turn:
+            with self._room.take(self._need(picture)):
                 start = self._begin()
                 found = self._encode(picture, item.quality)
                 output, psnr = found.data, found.psnr if item.psnr is None else item.psnr
@@ -192,7 +195,7 @@ class Worker:
             return known
         picture = read_picture(data, self.job.settings)
         image = picture.pixels
-        with self._turn:
+        with self._room.take(self._need(picture)):
             self._begin()
             output = self._encode(picture, quality).data
             decoded = decode_picture(output, self.job.device).pixels
@@ -215,6 +218,17 @@ class Worker:
             source_sha256=sha256,
             settings_sha256=self.job.settings.digest(quality),
         )
+
+    def _need(self, picture: Picture) -> int:
+        """Bytes that encoding a picture takes, measuring it included."""
+        assert self._loaded is not None
+        pixels, settings = picture.pixels, self.job.settings
+        height, width = pixels.shape[:2]
+        model = self._loaded.digest
+        header = Header(width, height, 1 if pixels.ndim == 2 else 3, 0, "z", model)
+        searched = settings.max_seconds is not None or settings.tune != "psnr"
+        effort = MAX_EFFORT if settings.effort is None and searched else settings.effort or 0
+        return footprint.encoding(header, tiling.choose(header), effort, weighed=True)
 
     def _begin(self) -> float:
         if self._stopped:
