@@ -44,6 +44,7 @@ def test_a_round_finds_what_the_coder_then_writes(loaded, photograph, quality):
         refinery.quality,
         cost,
         curve,
+        overfit.LONG,
         lambda: 0.5,
     )
     for _, found in zip(range(3), rounds, strict=False):
@@ -106,13 +107,13 @@ def test_large_tiles_are_searched_in_parts(loaded, photograph, monkeypatch):
             assert outer.start % loaded.model.entropy.period == 0
     assert (seen == 1).all() and len(parts) > 4
     told = []
-    found = search(source, 4, report=told.append)
+    found = search(source, 5, report=told.append)
     plain_loss = search(source, 0).loss
     assert found.loss < plain_loss
     done = [progress.done for progress in told]
     assert done == sorted(done) and done[-1] == 1.0
     monkeypatch.undo()
-    whole = search(source, 4)
+    whole = search(source, 5)
     assert plain_loss - found.loss > 0.7 * (plain_loss - whole.loss)
 
 

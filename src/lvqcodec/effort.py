@@ -21,7 +21,8 @@ from torch import Tensor
 from lvqcodec import metrics
 from lvqcodec.distortion import distortion
 from lvqcodec.overfit import (
-    FIRST_MOVE,
+    LONG,
+    SHORT,
     Cost,
     Round,
     measured_curvature,
@@ -36,6 +37,8 @@ from lvqcodec.tiling import STRIDE, Window
 
 ROUNDS = (0, 1, 1, 2, 4, 8, 16, 32, 64, 128)
 """Rounds of every effort; that of effort 1 looks at the distortion alone."""
+
+_FEW = 4  # rounds of the longest search for which moves that hardly get shorter are better
 
 MAX_EFFORT = len(ROUNDS) - 1
 
@@ -215,7 +218,7 @@ class _Refinery:
         """One move by the gradient of the distortion alone, which is cheap."""
         y_hat = y_hat.requires_grad_()
         (gradient,) = torch.autograd.grad(cost(y_hat), y_hat)
-        return moved(target, y_hat.detach(), gradient, curve, FIRST_MOVE)
+        return moved(target, y_hat.detach(), gradient, curve, LONG[0])
 
     def _refine(
         self, target: Tensor, part: Window, cost: Cost, curve: Tensor, rounds: int
@@ -236,6 +239,7 @@ class _Refinery:
             self.quality,
             cost,
             curve,
+            LONG if rounds > _FEW else SHORT,
             progress,
         )
         best: Round | None = None

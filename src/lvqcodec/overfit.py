@@ -31,8 +31,8 @@ from lvqcodec.entropy.base import FRACTION
 from lvqcodec.model import CodecModel, LatentQuantizer, bin_sigma, logistic_bits
 from lvqcodec.quantizer import Quantizer
 
-FIRST_MOVE, LAST_MOVE = 0.5, 0.12
-"""Share of the way to the new target in the first and in the last round."""
+LONG, SHORT = (0.5, 0.12), (0.35, 0.25)
+"""Share of the way to the new target in the first and in the last round, and in short searches."""
 
 _REACH = 0.3 * FRACTION
 """The farthest that a target moves in a round, times the share: beyond, g says nothing."""
@@ -156,13 +156,14 @@ def refine(
     quality: Tensor,
     cost: Cost,
     curve: Tensor,
+    shares: tuple[float, float],
     progress: Callable[[], float],
 ) -> Iterator[Round]:
     """Yield one round after the other, the first with `target` (1, h * w, C) itself.
 
     Coding the target of a round with rdo_lambda = 2 / curve gives what the round found. `progress`
-    tells how much of the search is over, 0 to 1: moves get shorter with it. The search itself has
-    no end. The model is frozen, `quality` (1,) whole.
+    tells how much of the search is over, 0 to 1: moves go from the first of `shares` to the second
+    with it. The search itself has no end. The model is frozen, `quality` (1,) whole.
     """
     while True:
         probe = _Probe(target, quantizer, 2 / curve)
@@ -170,5 +171,6 @@ def refine(
         spent = cost(y_hat)
         yield Round(target, probe.tally.bits, float(spent.detach()))
         (gradient,) = torch.autograd.grad(spent + probe.smooth_bits, probe.shift)
-        share = FIRST_MOVE * math.exp(progress() * math.log(LAST_MOVE / FIRST_MOVE))
+        first, last = shares
+        share = first * math.exp(progress() * math.log(last / first))
         target = moved(target, y_hat.detach(), gradient, curve, share)
