@@ -7,12 +7,12 @@ Mutations of the files (by default the golden ones with their small model; with 
 picture at several qualities by that model) go through `decode` in a child process that may take
 1 GiB more address space than it has once the model is loaded, and 10 s a file; it is started again
 when it dies. Without --repair every truncation comes first, and nothing may decode: the checksums
-are as damaged as the rest. With --repair lengths and checksums of the container are made right
-after each mutation, so that damage gets as far as the entropy decoder; what decodes then has passed
-the checksum of its integers. With --partial files are decoded as what may have lost its end: what
-is cut in the latents, where no checksum can tell, may then decode. Allowed is an LvqError of exit
-code 3, 4 or 5. Prints how often each outcome came about; exits 1 if one was wrong, and puts such
-cases into --keep.
+are as damaged as the rest. (But a cut may happen to take out a section of metadata, whole.) With
+--repair lengths and checksums of the container are made right after each mutation, so that damage
+gets as far as the entropy decoder; what decodes then has passed the checksum of its integers. With
+--partial files are decoded as what may have lost its end: what is cut in the latents, where no
+checksum can tell, may then decode. Allowed is an LvqError of exit code 3, 4 or 5. Prints how often
+each outcome came about; exits 1 if one was wrong, and puts such cases into --keep.
 """
 
 from __future__ import annotations
@@ -125,6 +125,13 @@ def cases(
         yield f"mutation-{seed}-{index}", change(rng.choice(files), rng) or b"\0"
 
 
+def lacks_a_section(case: bytes, data: bytes) -> bool:
+    """Whether a case is a file without some whole sections, of those that a file may lack."""
+    header, sections = unpack(case)
+    whole, all_sections = unpack(data)
+    return header == whole and sections.items() <= all_sections.items()
+
+
 def serve(pipe: Connection, intact: bytes, partial: bool) -> None:
     """Decode what comes, in the child; answer with the outcome."""
     codec.find_by_digest = functools.cache(codec.find_by_digest)  # cards are no part of this
@@ -220,7 +227,8 @@ def main() -> int:
         slowest = max(slowest, time.monotonic() - before)
         count += 1
         if outcome == "decoded" and not (args.repair or args.partial):
-            outcome = "WRONG decoded"
+            lacking = any(lacks_a_section(case, data) for data in files)
+            outcome = "decoded, without a section" if lacking else "WRONG decoded"
         outcomes[outcome] += 1
         if outcome.startswith("WRONG"):
             args.keep.mkdir(parents=True, exist_ok=True)
