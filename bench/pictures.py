@@ -10,6 +10,7 @@ picture that is read is coded; the exit code is the one of a refusal.
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def main() -> None:
             if path.is_file()
         ]
         for column, title in ((1, "as it is"), (2, "with --to-srgb8")):
-            counts = Counter(row[column].split(":")[0].split(",")[0].split(" +")[0] for row in rows)
+            counts = Counter(re.match(r"kept|exit \d", row[column])[0] for row in rows)
             told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
             print(f"{len(rows)} pictures {title}: {told}.", end=" " if column == 1 else "\n\n")
         print("| picture | as it is | with --to-srgb8 |\n|---|---|---|")

@@ -3,6 +3,7 @@
 
 import dataclasses
 import hashlib
+import socket
 
 import numpy as np
 import pytest
@@ -35,6 +36,12 @@ trunk = 8
 depth = 1
 """
 """A codec that trains in no time, as the tables of a recipe."""
+
+
+def free_port() -> int:
+    """A port of this machine at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def make_photograph(height, width, channels=3, seed=0):

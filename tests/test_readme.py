@@ -11,13 +11,12 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import CODEC_TABLES, install, make_model
+from conftest import CODEC_TABLES, free_port, install, make_model
 from PIL import Image
 from test_docs import ROOT, fenced
 
@@ -36,11 +35,6 @@ train = ["klt", "analysis", "synthesis", "entropy", "steps"]
 batch = 2
 crop = 48
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("localhost", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def shell(block: str, folder: Path) -> str:

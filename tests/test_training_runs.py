@@ -5,14 +5,13 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CODEC_TABLES
+from conftest import CODEC_TABLES, free_port
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -170,12 +169,9 @@ def test_what_cannot_be_continued_is_refused(whole, recipe, pictures, tmp_path):
 
 
 def test_two_processes_equal_one(whole, recipe, pictures, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "lvqcodec", "train", "--config", str(recipe), "--data"]
     command += [str(pictures), "--out", str(tmp_path), "--device", "cpu"]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
             command,

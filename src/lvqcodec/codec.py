@@ -49,6 +49,11 @@ DEFAULT_QUALITY = 50
 _TUNED_EFFORT = 3
 
 
+def default_effort(tune: str, max_seconds: float | None) -> int:
+    """Return the effort where none is given: all that fits into a time, some for another tune."""
+    return MAX_EFFORT if max_seconds is not None else _TUNED_EFFORT if tune != "psnr" else 0
+
+
 @dataclass(frozen=True)
 class Encoding:
     """A file, its PSNR in dB where the search has measured it, and how many files were encoded."""
@@ -135,7 +140,7 @@ def encode_image(
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
     if effort is None:
-        effort = MAX_EFFORT if max_seconds is not None else _TUNED_EFFORT if tune != "psnr" else 0
+        effort = default_effort(tune, max_seconds)
     if not 0 <= effort <= MAX_EFFORT:
         raise UsageError(f"effort {effort} does not exist: give 0 to {MAX_EFFORT}")
     if tune != "psnr" and effort == 0:

@@ -23,7 +23,6 @@ from lvqcodec.batch.room import Room
 from lvqcodec.batch.stores import Store, open_store
 from lvqcodec.catalog import DEFAULT_MODEL, find_model
 from lvqcodec.container import STREAM_VERSION, Header, read_header
-from lvqcodec.effort import MAX_EFFORT
 from lvqcodec.errors import LvqError, ModelMismatch, UsageError
 from lvqcodec.extras import LOSSLESS
 from lvqcodec.picture import Picture
@@ -226,8 +225,9 @@ class Worker:
         height, width = pixels.shape[:2]
         model = self._loaded.digest
         header = Header(width, height, 1 if pixels.ndim == 2 else 3, 0, "z", model)
-        searched = settings.max_seconds is not None or settings.tune != "psnr"
-        effort = MAX_EFFORT if settings.effort is None and searched else settings.effort or 0
+        effort = settings.effort
+        if effort is None:
+            effort = codec.default_effort(settings.tune, settings.max_seconds)
         return footprint.encoding(header, tiling.choose(header), effort, weighed=True)
 
     def _begin(self) -> float:
