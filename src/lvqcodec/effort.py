@@ -35,7 +35,7 @@ from lvqcodec.stream import Original, Source, Tile, assemble, cut, write
 from lvqcodec.synthesis import Synthesis
 from lvqcodec.tiling import STRIDE, Window
 
-ROUNDS = (0, 1, 1, 2, 4, 8, 16, 32, 64, 128)
+ROUNDS = (0, 1, 1, 2, 4, 8, 16, 32, 64, 96)
 """Rounds of every effort; that of effort 1 looks at the distortion alone."""
 
 _FEW = 4  # rounds of the longest search for which moves that hardly get shorter are better
@@ -218,7 +218,7 @@ class _Refinery:
         """One move by the gradient of the distortion alone, which is cheap."""
         y_hat = y_hat.requires_grad_()
         (gradient,) = torch.autograd.grad(cost(y_hat), y_hat)
-        return moved(target, y_hat.detach(), gradient, curve, LONG.first)
+        return moved(target, y_hat.detach(), gradient, curve, LONG[0])
 
     def _refine(
         self, target: Tensor, part: Window, cost: Cost, curve: Tensor, rounds: int
@@ -229,8 +229,7 @@ class _Refinery:
 
         def progress() -> float:
             spent = (time.monotonic() - start) / max(self.until - start, 1e-9)
-            with_the_next = spent * (number + 2) / (number + 1)
-            return min(max(number / max(rounds - 1, 1), with_the_next), 1.0)
+            return min(max(number / max(rounds - 1, 1), spent), 1.0)
 
         search = refine(
             self.model,
@@ -245,8 +244,7 @@ class _Refinery:
         )
         best: Round | None = None
         for number, found in enumerate(search):
-            # only a target that is coded with the whole rdo_lambda
-            if best is None or (found.ease == 1 and found.loss < best.loss):
+            if best is None or found.loss < best.loss:
                 best = found
             now = time.monotonic()
             self._tell(best, part, min(number / rounds, 1.0))

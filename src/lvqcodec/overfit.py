@@ -19,6 +19,7 @@ are rate-distortion optimised already it gained less in forty steps than this in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,32 +31,8 @@ from lvqcodec.entropy.base import FRACTION
 from lvqcodec.model import CodecModel, LatentQuantizer, bin_sigma, logistic_bits
 from lvqcodec.quantizer import Quantizer
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """How rounds change while a search goes on, 0 to 1 of it done.
-
-    first, last: share of the way to the new target that the first and the last move go. ease: what
-    rdo_lambda is multiplied by at first; it reaches 1 when 0.7 is done. Cheap bits leave many
-    latents, of which later rounds drop those that the others can do without; those that are
-    dropped at the beginning seldom return.
-    """
-
-    first: float
-    last: float
-    ease: float
-
-    def share(self, done: float) -> float:
-        """Share of the way to the new target."""
-        return float(self.first * (self.last / self.first) ** done)
-
-    def ease_at(self, done: float) -> float:
-        """What rdo_lambda is to be multiplied by."""
-        return float(self.ease ** max(0.0, 1 - done / 0.7))
-
-
-LONG, SHORT = Schedule(0.5, 0.1, 0.7), Schedule(0.35, 0.25, 1.0)
-"""Those of searches of many rounds, and of few."""
+LONG, SHORT = (0.5, 0.12), (0.35, 0.25)
+"""Share of the way to the new target in the first and in the last round, and in short searches."""
 
 _REACH = 0.3 * FRACTION
 """The farthest that a target moves in a round, times the share: beyond, g says nothing."""
@@ -72,13 +49,9 @@ Cost = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """A target (1, h * w, C) in sixteenths of a step, the bits and the cost that it came to.
-
-    ease: what rdo_lambda was multiplied by.
-    """
+    """A target (1, h * w, C) in sixteenths of a step, the bits and the cost that it came to."""
 
     target: Tensor
-    ease: float
     bits: float
     cost: float
 
@@ -183,22 +156,21 @@ def refine(
     quality: Tensor,
     cost: Cost,
     curve: Tensor,
-    schedule: Schedule,
+    shares: tuple[float, float],
     progress: Callable[[], float],
 ) -> Iterator[Round]:
     """Yield one round after the other, the first with `target` (1, h * w, C) itself.
 
-    Coding the target of a round with rdo_lambda = ease * 2 / curve gives what the round found.
-    `progress` tells how far along the coming round is, 0 the first move and 1 the last. The search
-    itself has no end. The model is frozen, `quality` (1,) whole.
+    Coding the target of a round with rdo_lambda = 2 / curve gives what the round found. `progress`
+    tells how much of the search is over, 0 to 1: moves go from the first of `shares` to the second
+    with it. The search itself has no end. The model is frozen, `quality` (1,) whole.
     """
-    ease = 1.0
     while True:
-        probe = _Probe(target, quantizer, ease * 2 / curve)
+        probe = _Probe(target, quantizer, 2 / curve)
         y_hat = model.entropy.code(probe, *grid, quality)
         spent = cost(y_hat)
-        yield Round(target, ease, probe.tally.bits, float(spent.detach()))
+        yield Round(target, probe.tally.bits, float(spent.detach()))
         (gradient,) = torch.autograd.grad(spent + probe.smooth_bits, probe.shift)
-        done = progress()
-        target = moved(target, y_hat.detach(), gradient, curve, schedule.share(done))
-        ease = schedule.ease_at(done)
+        first, last = shares
+        share = first * math.exp(progress() * math.log(last / first))
+        target = moved(target, y_hat.detach(), gradient, curve, share)

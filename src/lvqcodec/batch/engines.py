@@ -79,7 +79,7 @@ class RayEngine:
 
     def __init__(self, job: Job, *, address: str | None = None, jobs: int = 0) -> None:
         ray = extra("ray", needed_by="--engine ray", name="ray")
-        names = (MODEL_PATH_VARIABLE, "OMP_WAIT_POLICY")
+        names = (MODEL_PATH_VARIABLE, "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
         variables = {name: os.environ[name] for name in names if name in os.environ}
         self._ray = ray
         self._started = not ray.is_initialized()
