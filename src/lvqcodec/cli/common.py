@@ -144,7 +144,7 @@ def set_up_torch(device: str, threads: int | None) -> None:
     """Import torch with threads that let others run; UsageError if the device is absent."""
     # Must precede the first import of torch. Several lvq at once otherwise spin against each
     # other for the cores (30 times slower on two). GNU's OpenMP may spin for some microseconds:
-    # asleep at once, a lone search takes 2.2 times as long; with them, two at once take 1.15 times.
+    # without, a lone search takes 1.2 to 1.5 times as long; with them, two at once take 1.15 times.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
