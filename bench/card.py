@@ -15,7 +15,7 @@ import json
 import re
 from pathlib import Path
 
-from lvqcodec.imageio import atomic_write
+from lvqcodec import files
 
 MARK = "# measured\n"
 LABELS = {"bd_rate_percent": "percent", "bd_rate_ms_ssim_percent": "ms_ssim_percent"}
@@ -77,7 +77,7 @@ def main() -> None:
         if not measured:
             parser.error(f"{path} has no curve of {args.card.stem}: evaluate that model first")
         text += measured
-    atomic_write(args.card, text.encode())
+    files.write(args.card, text.encode())
 
 
 if __name__ == "__main__":

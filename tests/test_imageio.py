@@ -2,7 +2,6 @@
 import base64
 import io
 import os
-import stat
 import struct
 import zlib
 
@@ -383,62 +382,6 @@ def test_what_is_no_picture_is_not_saved(image):
 def test_picture_too_large_for_the_format():
     with pytest.raises(UsageError, match=r"cannot write 16384 x 1 pixels as WEBP"):
         imageio.save(np.zeros((1, 16384), np.uint8), io.BytesIO(), "webp")
-
-
-def test_atomic_write_replaces(tmp_path):
-    path = tmp_path / "a.lvq"
-    path.write_bytes(b"old")
-    path.chmod(0o640)
-    imageio.atomic_write(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_atomic_write_keeps_to_the_umask(tmp_path):
-    mask = os.umask(0o027)
-    try:
-        imageio.atomic_write(tmp_path / "a", b"")
-    finally:
-        os.umask(mask)
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_atomic_write_leaves_nothing_behind(tmp_path, monkeypatch, error):
-    def fail(*args):
-        raise error
-
-    (tmp_path / "a").write_bytes(b"old")
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises((UsageError, KeyboardInterrupt)) as caught:
-        imageio.atomic_write(tmp_path / "a", b"new")
-    if caught.type is UsageError:
-        assert str(caught.value) == f"cannot write {tmp_path / 'a'}: No space left on device"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_bytes() == b"old"
-
-
-def test_atomic_write_follows_links(tmp_path):
-    (tmp_path / "link").symlink_to("file")
-    imageio.atomic_write(tmp_path / "link", b"new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "file").read_bytes() == b"new"
-
-
-def test_atomic_write_into_a_pipe(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    imageio.atomic_write(tmp_path / "pipe", b"new")
-    assert os.read(reader, 10) == b"new"
-    os.close(reader)
-    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-
-
-@pytest.mark.parametrize("name", ["gone/a", ""])
-def test_atomic_write_where_no_file_can_be(tmp_path, name):
-    with pytest.raises(UsageError, match=r"cannot write "):
-        imageio.atomic_write(tmp_path / name, b"")
 
 
 # transparency, metadata, frames

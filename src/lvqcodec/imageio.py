@@ -2,8 +2,6 @@
 """Pictures in and out of files, through Pillow, and never by a silent conversion."""
 
 import os
-import secrets
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from PIL.PngImagePlugin import PngInfo
 
+from lvqcodec import files
 from lvqcodec.container import MAX_PIXELS, looks_like
 from lvqcodec.errors import FormatError, LvqError, UnsupportedImage, UsageError
 from lvqcodec.metadata import EXIF_PREFIX, orientation, rewritable, strip, tiff_tags
@@ -167,31 +166,10 @@ def save(
             f"cannot write {size} pixels as {form.name}: {error}; choose another format"
         ) from error
     if isinstance(target, _PATH):
-        atomic_write(target, file.getvalue())
+        files.write(target, file.getvalue())
     else:
         target.write(file.getvalue())
     return [_NAMES[name] for name in left_out]
-
-
-def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole or not at all, with the permissions open() gives; raises UsageError."""
-    target = Path(os.path.realpath(path))  # a link stays a link
-    aside = target.with_name(f".lvq-{secrets.token_hex(8)}.tmp")
-    try:
-        if target.exists() and not target.is_file():  # /dev/stdout must not be replaced
-            target.write_bytes(data)
-            return
-        try:
-            with open(aside, "xb") as file:
-                file.write(data)
-            if target.exists():
-                shutil.copymode(target, aside)
-            os.replace(aside, target)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UsageError(f"cannot write {os.fspath(path)}: {error.strerror}") from error
 
 
 def _flatten(picture: Picture, background: str) -> Picture:

@@ -10,7 +10,7 @@ from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
-from lvqcodec import imageio, metrics
+from lvqcodec import files, metrics
 from lvqcodec.errors import UsageError
 from lvqcodec.report import Curve, Report, anchor_curves, rd_curves
 
@@ -77,7 +77,7 @@ def draw(report: Report, path: str | os.PathLike[str], measure: str = "psnr") ->
     )
     data = io.BytesIO()
     figure.savefig(data, format=Path(path).suffix[1:].lower(), dpi=150)
-    imageio.atomic_write(Path(path), data.getvalue())
+    files.write(path, data.getvalue())
 
 
 def _frame(axes: Any, curves: dict[str, Curve], ylabel: str) -> None:

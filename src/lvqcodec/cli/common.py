@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from lvqcodec import files
 from lvqcodec.catalog import DEFAULT_MODEL
 from lvqcodec.container import MAX_HEADER_BYTES, MAX_PIXELS, read_header
 from lvqcodec.errors import LvqError, UsageError
@@ -82,9 +83,7 @@ def write_file(path: str, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     else:
-        from lvqcodec.imageio import atomic_write
-
-        atomic_write(path, data)
+        files.write(path, data)
 
 
 def output_path(source: str, out: str | None, suffix: str) -> str:

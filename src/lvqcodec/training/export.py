@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lvqcodec import __version__
+from lvqcodec import __version__, files
 from lvqcodec.catalog import is_plain_name, read_card
 from lvqcodec.coding.tables import CodingTables, Histograms, fit_tables, parametric_tables
 from lvqcodec.config import QUALITIES
 from lvqcodec.distortion import LOSS
 from lvqcodec.errors import UsageError
-from lvqcodec.imageio import atomic_write
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler, load_pictures
@@ -99,9 +98,9 @@ def export(
     digest = hashlib.sha256(b"".join(parts)).hexdigest()
     text = _card(name, names, digest, trainer, [*_earlier(card, entry), entry])
     for file, part in zip(names, parts, strict=True):
-        atomic_write(target / file, part)
+        files.write(target / file, part)
         say(f"{target / file}: {len(part) / 2**20:.1f} MiB")
-    atomic_write(card, text.encode())
+    files.write(card, text.encode())
     return target / names[-1]
 
 

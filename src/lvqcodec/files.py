@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of this machine: checked before work begins, written whole or not at all.
+
+A file on its way lies beside its target as `.lvq-*.tmp`, locked by who writes it: one without a
+lock is what a killed process has left, and `sweep` removes it. What is no file but a stream (a
+pipe, a device, `/dev/stdout`, `/dev/fd/N`) is written directly, after what others wrote there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from lvqcodec.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed
+    fcntl = None  # type: ignore[assignment]
+
+StrPath = str | os.PathLike[str]
+
+_TEMPORARY = re.compile(r"\.lvq-[0-9a-f]{16}\.tmp")
+_STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self))/fd/(\d{1,9})")
+_MAX_LINKS = 40
+_OWNER_WRITES = 0o200
+
+
+def write(
+    path: StrPath,
+    data: bytes,
+    *,
+    replace: bool = True,
+    like: os.stat_result | None = None,
+    preserve: bool = False,
+) -> None:
+    """Write `data` to a path, whole or not at all; into a stream directly. Raises UsageError.
+
+    A link stays a link, and what it leads to is written. replace: whether a file that is there may
+    be replaced, keeping its permissions. like: the status of the file that the data were made from,
+    whose reader's and writer's permissions the new one has at most; preserve: it gets exactly
+    these, and the times too. BrokenPipeError is let out.
+    """
+    try:
+        if is_stream(path):
+            _write_stream(path, data)
+            return
+        target = Path(os.path.realpath(path))
+        with temporary(target.parent, _creation_mode(target, like)) as (file, aside):
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            if target.exists():
+                os.chmod(aside, _creation_mode(target, like))
+            if preserve and like is not None:
+                os.utime(aside, ns=(like.st_atime_ns, like.st_mtime_ns))
+                os.chmod(aside, stat.S_IMODE(like.st_mode) & 0o777)
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            _put(aside, target, replace)
+    except BrokenPipeError:
+        raise
+    except FileExistsError as error:
+        raise UsageError(f"{_name(path)} exists by now: it is left as it is") from error
+    except OSError as error:
+        raise UsageError(f"cannot write {_name(path)}: {_reason(error)}") from error
+
+
+def check(path: StrPath, *, room: int = 1, parents: bool = False) -> None:
+    """Raise UsageError if `write` would fail, as far as that can be known before.
+
+    room: how many bytes it will be, at least. parents: whether folders that are missing will be
+    made (`make_folders`). What killed processes have left in the folder is removed.
+    """
+    try:
+        if is_stream(path):
+            _check_stream(path)
+            return
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        check_folder(target.parent, room=room, parents=parents)
+    except OSError as error:
+        raise UsageError(f"cannot write {_name(path)}: {_reason(error)}") from error
+
+
+def check_folder(folder: StrPath, *, room: int = 1, parents: bool = False) -> None:
+    """Raise OSError if no file of `room` bytes can be written into a folder.
+
+    parents: of a folder that is missing, look at the nearest one that is there.
+    """
+    folder = Path(folder)
+    while parents and not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.exists():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {_name(folder)}")
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{_name(folder)} is no folder")
+    sweep(folder)
+    free = shutil.disk_usage(folder).free
+    with temporary(folder) as (file, _):
+        file.write(b"\0")  # a full disk, a quota, a mount for reading only show here
+    if free < room:
+        raise OSError(errno.ENOSPC, f"it needs {room:,} bytes, the disk has {free:,} left")
+
+
+def make_folders(path: StrPath) -> None:
+    """Make the folder that a path lies in, and those around it; raises UsageError."""
+    try:
+        os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write {_name(path)}: {_reason(error)}") from error
+
+
+@contextmanager
+def temporary(folder: Path, mode: int = 0o666) -> Iterator[tuple[BinaryIO, Path]]:
+    """Open a new file to write in a folder, locked; it is removed at the end if it is still there.
+
+    Yields the file and its path; raises OSError.
+    """
+    path, descriptor = _create(folder, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file, path
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def sweep(folder: StrPath) -> None:
+    """Remove the temporary files in a folder that nobody is writing any more."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):
+                    _remove_stale(entry.path)
+
+
+def is_stream(path: StrPath) -> bool:
+    """Whether a path is written as a stream: a descriptor of this process, a pipe, a device."""
+    if descriptor_of(path) is not None:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def descriptor_of(path: StrPath) -> int | None:
+    """Return the number of the open file that a path names, such as 1 for /dev/stdout."""
+    name = os.path.abspath(os.fspath(path))
+    for _ in range(_MAX_LINKS):
+        if name in _STANDARD:
+            return _STANDARD[name]
+        if found := _DESCRIPTOR.fullmatch(name):
+            return int(found[1])
+        try:
+            name = os.path.normpath(os.path.join(os.path.dirname(name), os.readlink(name)))
+        except (OSError, ValueError):
+            return None
+    return None
+
+
+def _create(folder: Path, mode: int) -> tuple[Path, int]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    while True:
+        path = folder / f".lvq-{secrets.token_hex(8)}.tmp"
+        descriptor = os.open(path, flags, mode)
+        if _lock(descriptor) and os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)  # somebody swept it away before it was locked
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file against `sweep`, where there are such locks; False if another has."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+def _remove_stale(path: str) -> None:
+    if fcntl is None:
+        os.unlink(path)
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+def _put(aside: Path, target: Path, replace: bool) -> None:
+    """Give a file its name; FileExistsError if another has it and is not to be replaced."""
+    if not replace:
+        try:
+            os.link(aside, target)
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+    os.replace(aside, target)
+
+
+def _creation_mode(target: Path, like: os.stat_result | None) -> int:
+    """The permissions of a file to be: those of the one in its place, and no more than `like`'s."""
+    try:
+        mode = stat.S_IMODE(target.stat().st_mode) & 0o777
+    except OSError:
+        mode = 0o666
+    return mode if like is None else mode & (like.st_mode | _OWNER_WRITES)
+
+
+def _write_stream(path: StrPath, data: bytes) -> None:
+    number = descriptor_of(path)
+    if number is None:
+        with open(path, "wb") as file:
+            file.write(data)
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()  # what was said before comes before
+    view = memoryview(data)
+    while view:
+        view = view[os.write(number, view) :]
+
+
+def _check_stream(path: StrPath) -> None:
+    number = descriptor_of(path)
+    if number is None:
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return
+    os.fstat(number)
+    if fcntl is not None:
+        flags = fcntl.fcntl(number, fcntl.F_GETFL)
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "it is open for reading only")
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _name(path: StrPath) -> str:
+    """A path as it can be printed, whatever its bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
