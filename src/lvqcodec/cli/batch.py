@@ -11,13 +11,16 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from lvqcodec import files
 from lvqcodec.cli.common import (
     FORMATS,
+    MAX_THREADS,
+    Positive,
     alpha_quality_option,
     background_option,
+    bounded,
     complain,
     device_option,
-    display_name,
     effort_option,
     lattice_option,
     max_seconds_option,
@@ -30,8 +33,8 @@ from lvqcodec.cli.common import (
     target_size_option,
     to_srgb8_option,
     tune_option,
-    write_file,
 )
+from lvqcodec.cli.io import display_name
 from lvqcodec.errors import UsageError
 
 _ENCODING_ONLY = (
@@ -71,7 +74,7 @@ _ENCODING_ONLY = (
 @target_psnr_option
 @click.option(
     "--target-bpp",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Positive(),
     metavar="BPP",
     help="A budget for all: the best mean PSNR at this mean of the pictures' bits a pixel.",
 )
@@ -94,13 +97,13 @@ _ENCODING_ONLY = (
 @click.option("--psnr", is_flag=True, help="Measure the PSNR of each picture.")
 @click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_THREADS),
     metavar="N",
     help="Pictures coded at once.  [default: as many as the cores have threads for]",
 )
 @click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_THREADS),
     default=1,
     show_default=True,
     metavar="N",
@@ -191,7 +194,7 @@ def batch(
     shown = sys.stderr.isatty() and not quiet
     with redirect_stdout(sys.stderr):  # where Ray says what it has to say
         outcome = batches.run(
-            Job(source, destination, settings, device=device, threads=threads, psnr=psnr),
+            Job(source, destination, settings, device=device, threads=bounded(threads), psnr=psnr),
             batches.Choice(include, exclude, keep_suffix),
             budget=None if target_bpp is None else batches.Budget(target_bpp, budget_metric),
             engine=engine,
@@ -201,7 +204,7 @@ def batch(
             complain=say_failure,
         )
     if report is not None:
-        write_file(report, outcome.report())
+        files.write(report, outcome.report())
     summary = outcome.to_json()
     if as_json:
         click.echo(json.dumps(summary))
