@@ -264,7 +264,7 @@ def _stays_grey(form: _Format, picture: Picture) -> bool:
 def _avif_has_grey() -> bool:
     """Whether this Pillow has grey in AVIF files; older ones write and read it as colour."""
     file = BytesIO()
-    Image.new("L", (1, 1)).save(file, "AVIF")
+    Image.new("L", (1, 1)).save(file, "AVIF", subsampling="4:0:0")
     file.seek(0)
     with AvifImageFile(file) as image:
         return image.mode == "L"
@@ -274,6 +274,8 @@ def _metadata_options(form: _Format, picture: Picture) -> dict[str, Any]:
     """What Pillow is to be told to write the metadata."""
     icc, exif, xmp = picture.icc, picture.exif, picture.xmp
     options: dict[str, Any] = {"icc_profile": icc} if icc else {}
+    if form.name == "AVIF" and _stays_grey(form, picture):
+        options["subsampling"] = "4:0:0"
     if form.name == "TIFF":
         return options | {"exif": tiff_tags(exif, xmp)}
     if exif:

@@ -82,7 +82,7 @@ def read_xmp(image: ImageFile.ImageFile) -> tuple[bytes | None, str | None]:
         return _merge(xmp, _reassemble(guid, portions)), None
     except Exception as error:  # of broken XML the parsers raise much
         reason = error if isinstance(error, ValueError) else "it cannot be parsed"
-        return None, f"its XMP is left out: the part beyond 64 KiB is not intact ({reason})"
+        return None, f"its XMP is left out: its extended part is not intact ({reason})"
 
 
 def _reassemble(guid: str, portions: list[bytes]) -> bytes:

@@ -289,13 +289,13 @@ def _refuse(opened: Opened, to_srgb8: bool) -> None:
     """Raise UnsupportedImage for a kind that cannot be read, or only be converted."""
     image, data = opened.image, opened.data
     mode = image.mode
-    if isinstance(image, TiffImageFile):
-        _refuse_tiff(image, opened.frame)
     if mode == "F" or (mode == "I" and isinstance(image, TiffImageFile)):
         raise UnsupportedImage(
             "more than 8 bits a sample, of no known range; reduce it first: "
             "magick IN -depth 8 OUT.png"
         )
+    if isinstance(image, TiffImageFile):
+        _refuse_tiff(image, opened.frame)
     if mode not in (*_EIGHT_BITS, *_SIXTEEN_BITS, *_OTHER_COLOURS):
         raise UnsupportedImage(
             f"{mode} colours; convert it first: magick IN -colorspace sRGB OUT.png"
@@ -317,8 +317,7 @@ def _refuse_tiff(image: TiffImageFile, frame: int | None) -> None:
     kinds = tags.get(ExifTags.Base.SampleFormat, (1,))
     if not set(kinds if isinstance(kinds, tuple) else (kinds,)) <= _TIFF_UNSIGNED:
         raise UnsupportedImage(
-            "more than 8 bits a sample, of no known range; reduce it first: "
-            "magick IN -depth 8 OUT.png"
+            "samples that are no unsigned integers; convert it first: magick IN -depth 8 OUT.png"
         )
     if tags.get(ExifTags.Base.SamplesPerPixel, 1) > len(image.getbands()):
         raise UnsupportedImage(
