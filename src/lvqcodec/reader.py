@@ -93,6 +93,8 @@ def find_reader(head: bytes) -> Reader | None:
 
     Not Image.open: its limit on pixels is a global, and smaller than ours.
     """
+    if looks_like(head) == "camera raw":
+        return None  # Pillow would take the preview in it for the picture
     if is_heic(head):
         return open_heic
     if is_jxl(head):
@@ -263,11 +265,10 @@ def _behind(image: ImageFile.ImageFile, data: bytes) -> str | None:
         width, height = image.size
         row = (width + 7) // 8 if image.mode == "1" else width * len(image.getbands()) * wide
         end = image.tile[0][2] + row * height
-    rest = data[end:].strip(_PADDING) if end is not None else b""
-    if not rest:
+    rest = data[end:] if end is not None else b""
+    if not (content := rest.lstrip(_PADDING)):
         return None
-    video = _VIDEO.search(rest[:256])
-    what = "a video" if video else looks_like(rest)
+    what = "a video" if _VIDEO.search(rest[:256]) else looks_like(content)
     hint = f", {what}," if what else ""
     return f"{len(rest)} bytes behind the picture{hint} are left out"
 
