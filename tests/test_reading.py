@@ -115,6 +115,21 @@ def test_padding_behind_a_picture_is_not_told(data):
     assert load(data + bytes(100) + b"\n").remarks == ()
 
 
+@pytest.mark.parametrize("head", [b"P5 2 1 65535\n", b"P5 2 1 300\n", b"P6 2 1 65535\n"])
+def test_wide_samples_are_not_taken_for_data_behind_the_picture(head):
+    size = 4 if head.startswith(b"P5") else 12
+    assert load(head + b"\1" * size, to_srgb8=True).remarks == ()
+    assert load(head + b"\1" * size + b"PGM", to_srgb8=True).remarks != ()
+
+
+def test_a_frame_larger_than_is_read_is_no_broken_file():
+    data = bytearray(gif(10))
+    at = data.index(b"\x2c")
+    data[at + 1 : at + 9] = struct.pack("<4H", 0, 0, 65535, 65535)
+    with pytest.raises(UnsupportedImage, match="a size that is not"):
+        load(bytes(data))
+
+
 def test_pictures_within_a_tiff_are_told():
     assert load(tiff(t330=8)).remarks == ("1 smaller or raw pictures in it (SubIFDs) are left out",)
 

@@ -9,9 +9,9 @@
 Opening reads header and metadata; torch is loaded when the pixels are wanted. Saving takes the
 options of `lvqcodec.encode` by the same names, and `icc_profile`, `exif` and `xmp`; as Pillow's own
 formats do, it takes the profile alone from the image if none is given. A profile of other colours
-than the pixels is left out, with a warning. Errors are those that
-Pillow's plugins raise: UnidentifiedImageError for what is no lvq file, OSError for a broken one, a
-model that is not installed and a mode that is not coded, ValueError for a wrong option.
+than the pixels is left out, with a warning. Errors are those that Pillow's plugins raise:
+UnidentifiedImageError for what is no lvq file, OSError for a broken one, a model that is not
+installed and a mode that is not coded, ValueError for a wrong option.
 """
 
 from __future__ import annotations

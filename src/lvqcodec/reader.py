@@ -133,7 +133,8 @@ def open_picture(
     elif not 1 <= frame <= frames:
         raise UsageError(f"frame {frame} does not exist: the picture has {frames}, from 1")
     elif image.format in _PAGED:
-        image.seek(frame - 1)
+        with _understood():
+            image.seek(frame - 1)
         _check_size(image, max_pixels)
     return opened
 
@@ -142,7 +143,8 @@ def decode(opened: Opened, to_srgb8: bool = False) -> Picture:
     """Decode an opened file; see `imageio.load_picture`, errors are as of `open_picture`."""
     image, data, remarks = opened.image, opened.data, list(opened.remarks)
     if opened.frame is not None and image.format not in _PAGED:
-        image.seek(opened.frame - 1)
+        with _understood():
+            image.seek(opened.frame - 1)
     _refuse(opened, to_srgb8)
     if image.format == "JXL":
         image.load()  # what it says beside its size comes with the pixels
@@ -201,6 +203,8 @@ def _understood() -> Iterator[None]:
     """Raise UnsupportedImage where Pillow says that it does not know the kind."""
     try:
         yield
+    except Image.DecompressionBombError as error:  # of GIF Pillow looks at its own limit
+        raise UnsupportedImage(f"a size that is not read ({error}); scale it down first") from error
     except (OSError, SyntaxError, ValueError) as error:
         if _NOT_READ.search(str(error)):
             raise UnsupportedImage(
@@ -261,7 +265,7 @@ def _behind(image: ImageFile.ImageFile, data: bytes) -> str | None:
     """What to say of data behind the picture, None if there are none."""
     end = end_of_picture(data, image.format or "")
     if image.format == "PPM" and image.tile and image.tile[0][0] != "ppm_plain":
-        wide = 2 if _is_deep(image, data) else 1
+        wide = 2 if image.mode in _SIXTEEN_BITS or _is_deep(image, data) else 1
         width, height = image.size
         row = (width + 7) // 8 if image.mode == "1" else width * len(image.getbands()) * wide
         end = image.tile[0][2] + row * height
