@@ -105,7 +105,7 @@ class JxlImageFile(ImageFile.ImageFile):
     def _decode(self, file: bytes) -> None:
         try:
             decoder = _load("pillow_jxl").Decoder(num_threads=0)
-            jpeg, found, data, icc, _ = decoder(file)
+            jpeg, found, data, icc, *_ = decoder(file)
         except UnsupportedImage:
             raise
         except BaseException as error:  # what panics in Rust is no Exception
@@ -122,6 +122,8 @@ class JxlImageFile(ImageFile.ImageFile):
         if icc:
             self.info["icc_profile"] = icc
         size = found.width, found.height
+        if size != self.size:
+            raise OSError(f"its pixels are {size[0]} x {size[1]}, unlike its header")
         if len(data) == 2 * size[0] * size[1] * Image.getmodebands(self.mode):
             deep = np.frombuffer(data, np.uint16).astype(np.uint32)
             data = ((deep * 255 + 32767) // 65535).astype(np.uint8).tobytes()
