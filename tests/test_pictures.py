@@ -79,7 +79,10 @@ def transparent_palette():
 
 
 def palette_and_alpha():
-    return Image.fromarray(np.dstack([PHOTO, MASK])).convert("PA")
+    image = Image.fromarray(PHOTO).quantize(64)
+    image.putalpha(Image.fromarray(MASK))
+    assert image.mode == "PA"
+    return image
 
 
 def sixteen():
