@@ -19,6 +19,7 @@ from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
 from lvqcodec.formats import read_jxl_header
 from lvqcodec.metadata import orientation, parse_exif
 from lvqcodec.picture import Picture, turn
+from lvqcodec.structure import all_boxes, boxes
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 
@@ -143,6 +144,29 @@ def test_auxiliary_pictures_are_told_but_for_alpha():
     assert picture.remarks == (
         "auxiliary pictures in it (1, such as a gain or depth map) are left out",
     )
+
+
+def test_a_crop_that_is_not_applied_is_told():
+    data = saved(SMOOTH_COLOUR, "avif")
+    crop = box(b"clap", struct.pack(">8I", 20, 1, 20, 1, 0, 1, 0, 1))
+    parts = {part.kind: part for part in all_boxes(data)}
+    end, entry = parts[b"ipco"].end, parts[b"ipma"].start + 10
+    number = len(list(boxes(data, parts[b"ipco"].start, end))) + 1
+    count = data[entry]
+    after = entry + 1 + count
+    grown = bytearray(data)
+    grown[entry] += 1
+    grown[after:after] = bytes([0x80 | number])
+    grown[end:end] = crop
+    for kind, more in ((b"ipco", 40), (b"ipma", 1), (b"iprp", 41), (b"meta", 41)):
+        at = parts[kind].start - 8 + (40 if kind == b"ipma" else 0)
+        struct.pack_into(">I", grown, at, struct.unpack_from(">I", grown, at)[0] + more)
+    # where the pixels are: behind the number and the reference of the one item
+    place = parts[b"iloc"].start + 4 + 2 + 2 + 4 + 2
+    struct.pack_into(">I", grown, place, struct.unpack_from(">I", grown, place)[0] + 41)
+    picture = load(bytes(grown))
+    assert np.array_equal(picture.pixels, load(data).pixels)
+    assert picture.remarks == ("its clean aperture is not applied: the whole picture is coded",)
 
 
 # what is admitted
@@ -565,10 +589,10 @@ def box(kind, content):
     return struct.pack(">I", 8 + len(content)) + kind + content
 
 
-def contained(codestream, *boxes):
+def contained(codestream, *others):
     """A JPEG XL file of these boxes, before those of the pixels."""
     start = box(b"JXL ", b"\r\n\x87\n") + box(b"ftyp", b"jxl \0\0\0\0jxl ")
-    return start + b"".join(boxes) + box(b"jxlc", codestream)
+    return start + b"".join(others) + box(b"jxlc", codestream)
 
 
 def bits(number, count):
@@ -613,8 +637,8 @@ def test_jpeg_xl_is_not_turned_twice(codestream, turned):
 @pytest.mark.parametrize("offset", [bytes(4), b"\0\0\0\6Exif\0\0", b""])
 def test_what_jpeg_xl_holds_beside_the_pixels_is_kept_or_told(offset):
     codestream = jxl(Image.fromarray(BLOCKS))
-    boxes = [box(b"Exif", offset + exif_of(1, 9)), box(b"xml ", b"<x/>")]
-    picture = load(contained(codestream, *boxes))
+    told = [box(b"Exif", offset + exif_of(1, 9)), box(b"xml ", b"<x/>")]
+    picture = load(contained(codestream, *told))
     assert parse_exif(picture.exif)[0x010E] == "a" * 9 and picture.xmp == b"<x/>"
     assert np.array_equal(picture.pixels, BLOCKS) and picture.remarks == ()
     packed = load(contained(codestream, box(b"brob", b"xml \x8b\1\x80<x/>\3")))

@@ -37,7 +37,7 @@ from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
 from lvqcodec.formats import UPRIGHT, is_heic, is_jxl, open_heic, open_jxl
 from lvqcodec.metadata import orientation, read_exif, read_xmp
 from lvqcodec.picture import Picture, turn_back
-from lvqcodec.structure import all_boxes, end_of_picture, png_chunks
+from lvqcodec.structure import all_boxes, end_of_picture, picture_properties, png_chunks
 
 READABLE = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "PPM", "TIFF", "GIF", "HEIC", "JPEG XL")
 
@@ -257,6 +257,8 @@ def _tell_of_others(opened: Opened, frames: int) -> None:
         remarks.append(f"{count} smaller or raw pictures in it (SubIFDs) are left out")
     if image.format in ("AVIF", "HEIF"):
         remarks += _auxiliaries(data)
+    if image.format == "AVIF" and any(box.kind == b"clap" for box in picture_properties(data)):
+        remarks.append("its clean aperture is not applied: the whole picture is coded")
     if image.info.get("extra_channels"):
         remarks.append(f"{image.info['extra_channels']} extra channels in it are left out")
 
