@@ -27,7 +27,8 @@ def outcome(path: Path, to_srgb8: bool) -> str:
         return f"exit {error.exit_code}: {reason}".replace("|", "\\|")
     parts = ["alpha", "icc", "exif", "xmp"]
     there = [part for part in parts if getattr(picture, part) is not None]
-    return " + ".join(["kept, grey" if picture.pixels.ndim == 2 else "kept", *there])
+    kept = " + ".join(["kept, grey" if picture.pixels.ndim == 2 else "kept", *there])
+    return "; ".join([kept, *picture.remarks]).replace("|", "\\|")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ FLOORS = (
     ("errors", "files", "interrupts", "config", "container", "catalog", "tiling", "footprint"),
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
-        *("memory", "coding", "coding.tables", "coding.rangecoder"),
+        *("structure", "formats", "memory", "coding", "coding.tables", "coding.rangecoder"),
     ),
     ("lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
@@ -45,7 +45,10 @@ ONLY = {
     "click": ("cli", "cli.*", "__main__"),
     "tqdm": ("cli.progress",),
     "constriction": ("coding.rangecoder",),
-    "PIL": ("colour", "extras", "imageio", "metadata", "peers", "plugin", "reader", "training.*"),
+    "PIL": (
+        *("colour", "extras", "formats", "imageio", "metadata", "peers", "plugin", "reader"),
+        "training.*",
+    ),
 }
 # what a module may load inside a function, though its floor has no use for it
 LATE = {"metrics": {"torch"}}

@@ -17,7 +17,9 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImag
 import lvqcodec
 from lvqcodec import plugin
 from lvqcodec.codec import decode, encode
-from lvqcodec.container import Header, Section, pack, read_header
+from lvqcodec.container import Header, Section, pack, read_header, unpack
+from lvqcodec.extras import pack_extras
+from lvqcodec.picture import Picture
 
 
 @pytest.fixture
@@ -31,6 +33,32 @@ def saved(image, **options):
     file = BytesIO()
     image.save(file, "LVQ", **options)
     return file.getvalue()
+
+
+# profiles
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA"])
+@pytest.mark.parametrize("space", ["GRAY", "RGB"])
+def test_a_profile_of_other_colours_is_neither_saved_nor_opened(tiny, mode, space):
+    from test_imageio import SRGB, grey_profile
+
+    icc = SRGB if space == "RGB" else grey_profile(2.2)
+    image = Image.new(mode, (24, 16))
+    if fits := (space == "RGB") == mode.startswith("RGB"):
+        data = saved(image, model=tiny, icc_profile=icc)
+    else:
+        with pytest.warns(UserWarning, match=f"the colour profile is left out: it is of {space}"):
+            data = saved(image, model=tiny, icc_profile=icc)
+    with Image.open(BytesIO(data)) as image:
+        assert image.info.get("icc_profile") == (icc if fits else None)
+    # as older versions wrote them
+    old = encode(Picture.of(np.zeros((8, 8, len(mode)), np.uint8).squeeze()), model=tiny)
+    header, sections = unpack(old)
+    kinds = [Section(kind, payload) for kind, payload in sections.items()]
+    extras = pack_extras(Picture(np.zeros((8, 8), np.uint8), icc=icc))
+    with Image.open(BytesIO(pack(header, [*extras, *kinds]))) as image:
+        assert image.info.get("icc_profile") == (icc if fits else None)
 
 
 # opening

@@ -20,7 +20,7 @@ from lvqcodec.cli.io import display_name, occupy_closed_streams
 from lvqcodec.container import MAX_PIXELS
 from lvqcodec.errors import LvqError, UsageError
 
-FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
+FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "pgm", "tiff"]
 """Of pictures that are written, by suffix."""
 
 MAX_THREADS = 1024
