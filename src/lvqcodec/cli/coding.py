@@ -40,7 +40,7 @@ from lvqcodec.cli.common import (
     to_srgb8_option,
     tune_option,
 )
-from lvqcodec.cli.io import Output, is_lvq, is_picture, read_file, standard
+from lvqcodec.cli.io import Output, display_name, is_lvq, is_picture, read_file, standard
 from lvqcodec.cli.progress import display
 from lvqcodec.container import check_limit, read_header, unpack, unpack_partial
 from lvqcodec.errors import UsageError
