@@ -38,12 +38,16 @@ def test_a_store_in_memory_gets_and_gives_the_same_files(photos, tmp_path, tiny,
     assert batch(photos, tmp_path / "small", "-m", tiny).exit_code == 0
     assert batch(photos, f"{url}/small", "-m", tiny).exit_code == 0
     store = open_store(f"{url}/small")
-    assert {name: store.read(name) for name in store.names()} == tree(tmp_path / "small")
+    made = {entry.name: store.read(entry.name).data for entry in store.entries()}
+    assert made == tree(tmp_path / "small")
 
     assert json.loads(batch(photos, f"{url}/small", "-m", tiny, "--json").stdout)["skipped"] == 2
     store.write("a.lvq", b"")
     summary = json.loads(batch(photos, f"{url}/small", "-m", tiny, "--json").stdout)
-    assert (summary["done"], summary["skipped"]) == (1, 1)
+    assert (summary["kept"], summary["skipped"]) == (1, 1)
+    assert store.read("a.lvq").data == b""
+    again = batch(photos, f"{url}/small", "-m", tiny, "--json", "--overwrite")
+    assert (json.loads(again.stdout)["done"], json.loads(again.stdout)["skipped"]) == (1, 1)
 
     assert batch(f"{url}/small", tmp_path / "back", "--decode").exit_code == 0
     assert sorted(tree(tmp_path / "back")) == ["a.png", "deep/b.png"]
@@ -84,7 +88,7 @@ def test_lines_are_held_back_for_seconds_and_kept_in_order(url, monkeypatch):
     monkeypatch.setattr(stores, "_FLUSH_SECONDS", 0)
     store.append("log", b"3\n")
     assert RemoteStore(url).log("log") == b"1\n2\n3\n"
-    assert list(store.names()) == []
+    assert list(store.entries()) == []
 
 
 def test_which_store_lies_in_which(tmp_path, url):

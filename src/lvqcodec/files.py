@@ -59,9 +59,9 @@ def write(
 
     A link stays a link, and what it leads to is written; without `follow` a link, or a stream, is
     what the file replaces. replace: whether a file that is there may be replaced, keeping its
-    permissions; FileInTheWay if there is one and it may not. like: the status of the file that the data were made from,
-    whose reader's and writer's permissions the new one has at most; preserve: it gets exactly
-    these, and the times too. BrokenPipeError is let out.
+    permissions; FileInTheWay if there is one and it may not. like: the status of the file that the
+    data were made from, whose reader's and writer's permissions the new one has at most; preserve:
+    it gets exactly these, and the times too. BrokenPipeError is let out.
     """
     try:
         if follow and is_stream(path):
