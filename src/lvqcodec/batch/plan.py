@@ -116,16 +116,17 @@ class _Chooser:
         if self._exclude.match_file(name):
             return Record(name, None, IGNORED, kind=_EXCLUDED)
         if entry.problem is not None:
-            return Record(
-                name, None, FAILED, kind=entry.kind, error=f"cannot read: {entry.problem}"
-            )
+            why = f"cannot be read: {entry.problem}"
+            return Record(name, None, FAILED, kind=entry.kind, error=why)
+        if entry.kind == LINK_TO_FOLDER:
+            return Record(name, None, IGNORED, kind=entry.kind)
         if self._include is None:
             wanted = name.lower().endswith(self._suffixes)
-            kind = os.path.splitext(name)[1].lower() or _NO_SUFFIX
+            kind = entry.kind or os.path.splitext(name)[1].lower() or _NO_SUFFIX
         else:
             wanted, kind = self._include.match_file(name), _EXCLUDED
-        if not wanted or entry.kind == LINK_TO_FOLDER:
-            return Record(name, None, IGNORED, kind=entry.kind or kind)
+        if not wanted:
+            return Record(name, None, IGNORED, kind=kind)
         if entry.kind is not None:
             return Record(name, None, FAILED, kind=entry.kind, error=f"no file: a {entry.kind}")
         return None

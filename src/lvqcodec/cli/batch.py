@@ -327,7 +327,7 @@ def _show_plan(way: str, outcome: Any, *, as_json: bool, quiet: bool) -> None:
             words += f" -> {display_name(record.output)}"
         if why := record.error or record.kind:
             words += f": {why}"
-        click.echo(one_line(words))
+        click.echo(" ".join(words.splitlines()))
     if not quiet:
         facts = [f"{counts[verb]} to {verb}", *_counts(summary, ("skipped", "kept", "failed"))]
         click.echo(f"{way}: would be {', '.join(facts)}", err=True)
