@@ -247,9 +247,9 @@ class LocalStore:
     def _sweep(self, names: Iterable[str]) -> None:
         for stale in (self.root / STATE).glob("*.tmp"):  # where they were once
             stale.unlink(missing_ok=True)
-        for folder in {name.rpartition("/")[0] for name in names}:
+        for name in {name.rpartition("/")[0]: name for name in names}.values():  # one a folder
             with suppress(UsageError):  # it leads outside: its files will say so
-                files.sweep(self._target(f"{folder}/x".lstrip("/")).parent)
+                files.sweep(self._target(name).parent)
 
     def _target(self, name: str) -> Path:
         """The path of a file to write; UsageError if it is not in this folder."""
