@@ -137,14 +137,16 @@ def run(
 
     `job` names the folders and the settings, its model digest and number of jobs are filled in.
     After SIGINT or SIGTERM the files in hand are finished and `signal` is set. `tell` is called for
-    each record. Raises LvqError for what stands in the way of all: no files, two
-    that would become one, an unknown model, a folder that cannot be written.
+    each record. Raises LvqError for what stands in the way of all: no files, two that would become
+    one, an unknown model, a folder that cannot be written.
     """
     start = time.monotonic()
     if engine == "ray" and "memory://" in job.source + job.destination:
         raise UsageError("memory:// is not seen by Ray's workers: name folders that they reach")
     job, _, destination, planned = _prepare(job, choice)
-    outcome = _outcome(job, planned, tell)
+    outcome = _outcome(job, planned)
+    for record in outcome.records:
+        tell(record)
     items = planned.items
     with destination.claim([item.output for item in items]):
         workers = open_engine(engine, job, address=address, jobs=jobs)
@@ -160,20 +162,15 @@ def run(
     return outcome
 
 
-def preview(job: Job, choice: Choice, *, tell: Tell = lambda record: None) -> Outcome:
+def preview(job: Job, choice: Choice) -> Outcome:
     """Say what `run` would do, and write nothing; what it would code has the status TO_CODE.
 
     Arguments and errors are as of `run`. With a budget, what is done already is TO_CODE too.
     """
-    start = time.monotonic()
     job, source, destination, planned = _prepare(job, choice)
-    outcome = _outcome(job, planned, tell)
+    outcome = _outcome(job, planned)
     ledger = Ledger(destination, overwrite=job.overwrite)
-    for item in planned.items:
-        record = look(item, source, ledger, job)
-        outcome.records.append(record)
-        tell(record)
-    outcome.seconds = time.monotonic() - start
+    outcome.records += [look(item, source, ledger, job) for item in planned.items]
     return outcome
 
 
@@ -181,9 +178,7 @@ def _prepare(job: Job, choice: Choice) -> tuple[Job, Store, Store, Plan]:
     """Open the folders and say what becomes of every file; the job is filled in."""
     source, destination = open_store(job.source), open_store(job.destination)
     settings = job.settings
-    if job.preserve and not (
-        isinstance(source, LocalStore) and isinstance(destination, LocalStore)
-    ):
+    if job.preserve and not all(isinstance(s, LocalStore) for s in (source, destination)):
         raise UsageError("--preserve is for folders of this machine: objects have no such status")
     planned = plan(
         source,
@@ -200,10 +195,8 @@ def _prepare(job: Job, choice: Choice) -> tuple[Job, Store, Store, Plan]:
     return job, source, destination, planned
 
 
-def _outcome(job: Job, planned: Plan, tell: Tell) -> Outcome:
+def _outcome(job: Job, planned: Plan) -> Outcome:
     """Begin with what is not coded at all."""
-    for record in planned.records:
-        tell(record)
     failed = sum(record.status == FAILED for record in planned.records)
     total = len(planned.items) + failed
     return Outcome(total, job.settings.decode, records=list(planned.records))
@@ -317,9 +310,7 @@ def _interruptible(batch: _Batch) -> Iterator[None]:
         return
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     # nohup, and shells in the background, have some ignored
-    before = {
-        n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)
-    }
+    before = {n: old for n, old in handlers.items() if old not in (signal.SIG_IGN, None)}
 
     def restore() -> None:
         for number, handler in before.items():

@@ -40,18 +40,8 @@ from lvqcodec.cli.common import (
 from lvqcodec.errors import UsageError
 
 _ENCODING_ONLY = (
-    *("quality", "target_size", "target_psnr", "target_bpp", "budget_metric", "effort"),
-    *(
-        "max_seconds",
-        "tune",
-        "model",
-        "lattice",
-        "psnr",
-        "alpha_quality",
-        "strip",
-        "to_srgb8",
-        "frame",
-    ),
+    *("quality", "target_size", "target_psnr", "target_bpp", "budget_metric", "effort", "frame"),
+    *("max_seconds", "tune", "model", "lattice", "psnr", "alpha_quality", "strip", "to_srgb8"),
 )
 _ENDED: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _SHELL_SIGNALS = 128  # what shells add to a signal's number
