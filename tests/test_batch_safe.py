@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -643,14 +644,38 @@ def test_a_signal_ends_it_in_good_order(many, small, tiny, number, code, word, q
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
-    rest = "" if quiet else ": run the same command again to go on"
-    assert stderr.splitlines()[-1] == f"lvq: error: {word}{rest}"
+    assert len(stderr.splitlines()) == (1 if quiet else 2)
+    last = f"lvq: error: {word}: run the same command again to go on"
+    assert stderr.splitlines()[-1] == last
     left = tree(small)
     assert 3 <= len(left) < 40
     assert all(name.endswith(".lvq") for name in left)
     result = batch(many, small, "-m", tiny, "--json")
     assert json.loads(result.stdout)["skipped"] == len(left)
     assert result.exit_code == 0
+
+
+def test_an_interrupted_bar_tells_how_far_it_came(many, small, tiny):
+    pty = pytest.importorskip("pty")
+    shown, terminal = pty.openpty()
+    command = [sys.executable, "-m", "lvqcodec", "batch", many, small, "-m", tiny, "--jobs", 1]
+    process = subprocess.Popen([*map(str, command)], stderr=terminal)
+    os.close(terminal)
+    text = b""
+    while True:
+        try:
+            text += os.read(shown, 2**16)
+        except OSError:  # all is said
+            break
+        if b" 3/40" in text and process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    os.close(shown)
+    assert process.wait() == 130
+    *_, bar, summary, error, _ = text.decode().split("\n")
+    done = int(re.search(r"(\d+)/40\W*$", bar)[1])
+    assert 3 <= done == len(tree(small)) < 40
+    assert re.search(rf"coding: +{round(100 * done / 40)}%", bar.split("\r")[-2])
+    assert f" {done} done, " in summary
 
 
 def test_what_killed_batches_left_is_swept(photos, small, tiny):

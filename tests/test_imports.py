@@ -18,7 +18,7 @@ PACKAGE = Path(lvqcodec.errors.__file__).parent
 
 # from the ground up; a module may import its own floor and those below
 FLOORS = (
-    ("errors", "files", "config", "container", "catalog", "tiling", "footprint"),
+    ("errors", "files", "interrupts", "config", "container", "catalog", "tiling", "footprint"),
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
         *("memory", "coding", "coding.tables", "coding.rangecoder"),
@@ -43,6 +43,7 @@ APART = (
 # who may import a third-party package, at most
 ONLY = {
     "click": ("cli", "cli.*", "__main__"),
+    "tqdm": ("cli.progress",),
     "constriction": ("coding.rangecoder",),
     "PIL": ("colour", "extras", "imageio", "metadata", "peers", "plugin", "reader", "training.*"),
 }
@@ -51,7 +52,7 @@ LATE = {"metrics": {"torch"}}
 NUMPY_FROM = 1
 TORCH_FROM = 2
 THIRD_PARTY_BELOW_TORCH = {"numpy", "PIL", "constriction"}
-CLI_TOP = {"", "errors", "files", "container", "catalog", "tiling", "footprint"}
+CLI_TOP = {"", "errors", "files", "interrupts", "container", "catalog", "tiling", "footprint"}
 # the commands whose bodies may reach into training/
 TRAINING_COMMANDS = ("*train*", "*export*")
 

@@ -16,7 +16,6 @@ import platform
 import re
 import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -134,8 +133,7 @@ def evaluate(
     codecs' means over the same pictures ("ms_ssim" may be missing). BD-rates are of every curve
     over every other and over the anchors. `limit` takes only the first pictures by name, no longer
     those of the anchors then. `memory` measures peak memory at the largest picture too.
-    `progress` is told how many files are done, of how many, and the picture at hand; by default
-    stderr is, where it is a terminal.
+    `progress` is told how many files are done, of how many, and the picture at hand.
     """
     paths, levels = list_pictures(folder, limit), tuple(sorted(set(qualities)))
     if not levels or not all(0 <= level <= 100 for level in levels):
@@ -154,7 +152,7 @@ def evaluate(
     others = _read_anchors(Path(anchors), [coder.name for coder in coders]) if anchors else {}
     for coder in coders:
         coder.prepare()
-    tell = progress or (_meter if sys.stderr.isatty() else lambda done, total, name: None)
+    tell = progress or (lambda done, total, name: None)
     with tempfile.TemporaryDirectory(prefix="lvq-eval-") as scratch:
         pictures = _measure_all(coders, paths, Path(scratch), tell)
         peaks = []
@@ -381,8 +379,3 @@ def _machine(device: str) -> dict[str, Any]:
         "system": platform.platform(),
         "versions": versions,
     }
-
-
-def _meter(done: int, total: int, name: str) -> None:
-    end = "\n" if done == total else ""
-    print(f"\r\x1b[K{done}/{total} {name}", end=end, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from PIL import Image, ImageColor
 from PIL.PngImagePlugin import PngInfo
 
 from lvqcodec import files
-from lvqcodec.container import MAX_PIXELS, looks_like
+from lvqcodec.container import MAGIC, MAX_PIXELS, looks_like
 from lvqcodec.errors import FormatError, LvqError, UnsupportedImage, UsageError
 from lvqcodec.metadata import EXIF_PREFIX, orientation, rewritable, strip, tiff_tags
 from lvqcodec.picture import Picture
@@ -95,6 +95,8 @@ def load_picture(
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"cannot read {name}: {reason}") from error
+    if data.startswith(MAGIC):
+        raise UnsupportedImage(f"{name} is an lvq file, coded already: `lvq decode` takes it")
     if reader is None:
         kind = looks_like(data)
         if kind and kind.upper() not in READABLE:
@@ -136,12 +138,7 @@ def save(
     if pixels.dtype != np.uint8 or (pixels.ndim != 2 and pixels.shape[2:] != (3,)):
         raise UsageError(f"a picture is uint8 (H,W,3) or (H,W), not {pixels.dtype} {pixels.shape}")
     suffix = format or (Path(target).suffix if isinstance(target, _PATH) else "png")
-    try:
-        form = _WRITABLE[suffix.lower().removeprefix(".")]
-    except KeyError:
-        raise UsageError(
-            f"cannot write a picture as {suffix!r}; choose one of {', '.join(_WRITABLE)}"
-        ) from None
+    form = _format(suffix)
     if background is not None:
         picture = _flatten(picture, background)
     if picture.alpha is not None and "alpha" not in form.holds:
@@ -170,6 +167,20 @@ def save(
     else:
         target.write(file.getvalue())
     return [_NAMES[name] for name in left_out]
+
+
+def check_format(suffix: str) -> None:
+    """Raise UsageError for a suffix of which no picture can be written."""
+    _format(suffix)
+
+
+def _format(suffix: str) -> _Format:
+    try:
+        return _WRITABLE[suffix.lower().removeprefix(".")]
+    except KeyError:
+        raise UsageError(
+            f"cannot write a picture as {suffix!r}; choose one of {', '.join(_WRITABLE)}"
+        ) from None
 
 
 def _flatten(picture: Picture, background: str) -> Picture:

@@ -174,7 +174,10 @@ def region(header: Header, wanted: tuple[int, int, int, int] | None) -> Window:
 
     Raises UsageError for what is not in the picture.
     """
-    x, y, width, height = wanted or (0, 0, header.width, header.height)
+    wanted = wanted or (0, 0, header.width, header.height)
+    if len(wanted) != 4 or any(number != int(number) for number in wanted):
+        raise UsageError(f"region {wanted} is none: give four whole numbers, X, Y, W and H")
+    x, y, width, height = map(int, wanted)
     if min(x, y) < 0 or min(width, height) < 1:
         raise UsageError(
             f"region {x},{y},{width},{height} is none: give X,Y,W,H with W and H of at least 1"

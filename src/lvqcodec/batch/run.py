@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from signal import Signals
 from typing import Any
 
 from lvqcodec import imageio
@@ -32,6 +31,7 @@ from lvqcodec.batch.stores import LocalStore, Store, open_store
 from lvqcodec.batch.work import Job, look, refusal
 from lvqcodec.catalog import find_model
 from lvqcodec.errors import UsageError
+from lvqcodec.interrupts import on_interrupt
 
 Results = Iterable[tuple[int, Any]]
 Meter = Callable[[Results, int, str], AbstractContextManager[Results]]
@@ -39,8 +39,6 @@ Meter = Callable[[Results, int, str], AbstractContextManager[Results]]
 
 Tell = Callable[[Record], None]
 """Called with each record, as soon as it is known."""
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Budget:
 class Outcome:
     """What a batch came to: a record a file, how it shared a budget, and in how many seconds.
 
-    total: how many files were to be coded. signal: the number of the one that ended it, if one did.
+    total: how many files were to be coded. signal: the name of the one that ended it, if one did.
     """
 
     total: int
@@ -72,7 +70,7 @@ class Outcome:
     records: list[Record] = field(default_factory=list)
     allocation: Allocation | None = None
     seconds: float = 0.0
-    signal: int | None = None
+    signal: str | None = None
 
     def count(self, status: str) -> int:
         """How many files ended so."""
@@ -152,7 +150,7 @@ def run(
         workers = open_engine(engine, job, address=address, jobs=jobs)
         batch = _Batch(job, destination, workers, meter, tell, outcome)
         try:
-            with _interruptible(batch):
+            with on_interrupt(batch.interrupt):
                 todo = items if budget is None else batch.share(items, budget)
                 batch.code(todo)
         finally:
@@ -215,9 +213,9 @@ class _Batch:
         self._job, self._destination, self._workers = job, destination, workers
         self._meter, self._tell, self._outcome = meter, tell, outcome
 
-    def interrupt(self, number: int) -> None:
+    def interrupt(self, number: Signals) -> None:
         """Come to an end at a signal, with what is in hand."""
-        self._outcome.signal = number
+        self._outcome.signal = number.name
         self._workers.stop()
 
     def share(self, items: Sequence[Item], budget: Budget) -> list[Item]:
@@ -300,29 +298,3 @@ class _Interrupted(Exception):
 
 def _point_key(point: Point) -> tuple[object, ...]:
     return point.source, point.quality, point.metric, point.settings_sha256
-
-
-@contextmanager
-def _interruptible(batch: _Batch) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the batch in good order, and a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    # nohup, and shells in the background, have some ignored
-    before = {n: old for n, old in handlers.items() if old not in (signal.SIG_IGN, None)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def end(number: int, frame: object) -> None:
-        restore()
-        batch.interrupt(number)
-
-    for number in before:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        restore()

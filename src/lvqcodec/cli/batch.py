@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import click
@@ -17,12 +16,14 @@ from click.core import ParameterSource
 from lvqcodec import files
 from lvqcodec.cli.common import (
     FORMATS,
+    MAX_THREADS,
+    Positive,
     alpha_quality_option,
     background_option,
+    bounded,
     device_option,
-    display_name,
     effort_option,
-    fail,
+    interrupted_by,
     lattice_option,
     max_seconds_option,
     model_option,
@@ -35,16 +36,15 @@ from lvqcodec.cli.common import (
     target_size_option,
     to_srgb8_option,
     tune_option,
-    write_file,
 )
+from lvqcodec.cli.io import display_name
+from lvqcodec.cli.progress import Display, display
 from lvqcodec.errors import UsageError
 
 _ENCODING_ONLY = (
     *("quality", "target_size", "target_psnr", "target_bpp", "budget_metric", "effort", "frame"),
     *("max_seconds", "tune", "model", "lattice", "psnr", "alpha_quality", "strip", "to_srgb8"),
 )
-_ENDED: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-_SHELL_SIGNALS = 128  # what shells add to a signal's number
 
 
 @click.command()
@@ -81,7 +81,7 @@ _SHELL_SIGNALS = 128  # what shells add to a signal's number
 @target_psnr_option
 @click.option(
     "--target-bpp",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Positive(),
     metavar="BPP",
     help="A budget for all: the best mean PSNR at this mean of the pictures' bits a pixel.",
 )
@@ -110,13 +110,13 @@ _SHELL_SIGNALS = 128  # what shells add to a signal's number
 @click.option("--psnr", is_flag=True, help="Measure the PSNR of each picture.")
 @click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_THREADS),
     metavar="N",
     help="Pictures coded at once.  [default: as many as the cores have threads for]",
 )
 @click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_THREADS),
     default=1,
     show_default=True,
     metavar="N",
@@ -179,6 +179,7 @@ def batch(
     fsspec knows. One summary line goes to stderr.
     """
     _check_options(ctx, decode)
+    report = "/dev/stdout" if report == "-" else report
     _check_report(report, destination)
     set_up_torch(device, None)
     from lvqcodec.batch import run as batches
@@ -206,7 +207,7 @@ def batch(
         destination,
         settings,
         device=device,
-        threads=threads,
+        threads=bounded(threads),
         psnr=psnr,
         overwrite=overwrite,
         preserve=preserve,
@@ -217,15 +218,27 @@ def batch(
         _show_plan(_way(source, destination), outcome, as_json=as_json, quiet=quiet)
         sys.exit(0 if outcome.whole else 1)
 
+    bar = Display(None)
+
     def tell(record: Any) -> None:
         if (said := _said(record, quiet)) is not None:
-            click.echo("\r\033[K" if shown else "", nl=False, err=True)
-            click.echo(said, err=True)
+            bar.say(said)
 
-    def meter(results: Any, total: int, label: str) -> AbstractContextManager[Any]:
-        return click.progressbar(results, length=total, label=label, file=sys.stderr, show_pos=True)
+    @contextmanager
+    def meter(results: Any, total: int, label: str) -> Iterator[Any]:
+        nonlocal bar
 
-    shown = sys.stderr.isatty() and not quiet
+        def counted() -> Iterator[Any]:
+            for done, result in enumerate(results, 1):
+                yield result
+                bar(done / total, f"{done}/{total}")
+
+        try:
+            with display(label, quiet=quiet, keep=True) as bar:
+                yield counted()
+        finally:
+            bar = Display(None)
+
     with redirect_stdout(sys.stderr):  # where Ray says what it has to say
         outcome = batches.run(
             job,
@@ -234,19 +247,18 @@ def batch(
             engine=engine,
             address=address,
             jobs=jobs,
-            meter=meter if shown else batches.no_meter,
+            meter=meter,
             tell=tell,
         )
     if report is not None:
-        write_file(report, outcome.report())
+        files.write(report, outcome.report())
     summary = outcome.to_json()
     if as_json:
         click.echo(json.dumps(summary, allow_nan=False))
     if not quiet:
         click.echo(_summary_line(source, destination, summary), err=True)
     if outcome.signal is not None:
-        rest = "" if quiet else ": run the same command again to go on"
-        fail(_ENDED[outcome.signal] + rest, _SHELL_SIGNALS + outcome.signal)
+        interrupted_by(outcome.signal, "run the same command again to go on")
     sys.exit(0 if outcome.whole else 1)
 
 
@@ -272,7 +284,7 @@ def _check_options(ctx: click.Context, decode: bool) -> None:
 
 def _check_report(path: str | None, destination: str) -> None:
     """Raise UsageError if the report cannot be written; it may lie in DST, which will be made."""
-    if path is not None and path != "-":
+    if path is not None:
         folder = os.path.dirname(os.path.realpath(path))
         files.check(path, parents=folder == os.path.realpath(destination))
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -17,10 +13,10 @@ import click
 from lvqcodec import tiling
 from lvqcodec.cli.common import (
     FORMATS,
+    Positive,
     alpha_quality_option,
     background_option,
     device_option,
-    display_name,
     effort_option,
     json_option,
     lattice_option,
@@ -28,10 +24,11 @@ from lvqcodec.cli.common import (
     max_seconds_option,
     memory_option,
     model_option,
-    output_path,
+    overwrite_option,
+    parents_option,
+    preserve_option,
     quality_option,
     quiet_option,
-    read_file,
     refuse_json_beside_data,
     set_up_torch,
     size_facts,
@@ -42,10 +39,14 @@ from lvqcodec.cli.common import (
     threads_option,
     to_srgb8_option,
     tune_option,
-    write_file,
 )
+from lvqcodec.cli.io import Output, is_lvq, is_picture, read_file, standard
+from lvqcodec.cli.progress import display
 from lvqcodec.container import check_limit, read_header, unpack, unpack_partial
 from lvqcodec.errors import UsageError
+
+_LEAST = 20
+"""Pixels of a byte in the smallest picture files, of which the disk is to have room."""
 
 
 def _parse_region(
@@ -61,14 +62,24 @@ def _parse_region(
     return x, y, width, height
 
 
+def _one(outs: tuple[str, ...], command: str) -> str | None:
+    """Return OUT, if there is one; UsageError for several pictures on the command line."""
+    if len(outs) > 1:
+        raise UsageError(
+            f"{command} takes IN and OUT, and here are {1 + len(outs)} names: for many pictures"
+            f" there is `lvq batch FOLDER OUT{' --decode' if command == 'decode' else ''}`"
+        )
+    return outs[0] if outs else None
+
+
 @click.command()
 @click.argument("source", metavar="IN")
-@click.argument("out", metavar="[OUT]", required=False)
+@click.argument("outs", metavar="[OUT]", nargs=-1)
 @quality_option
 @target_size_option
 @click.option(
     "--target-bpp",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Positive(),
     metavar="BPP",
     help="The same, in bits a pixel.",
 )
@@ -92,11 +103,14 @@ def _parse_region(
     help="Which frame or page of several, from 1.",
 )
 @click.option("--psnr", is_flag=True, help="Report the PSNR over all samples, but not of alpha.")
+@overwrite_option
+@parents_option
+@preserve_option
 @quiet_option
 @json_option
 def encode(
     source: str,
-    out: str | None,
+    outs: tuple[str, ...],
     quality: int | None,
     target_size: int | None,
     target_bpp: float | None,
@@ -115,13 +129,17 @@ def encode(
     to_srgb8: bool,
     frame: int | None,
     psnr: bool,
+    overwrite: bool,
+    parents: bool,
+    preserve: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Encode the picture IN to the file OUT, with its transparency and metadata.
 
-    OUT defaults to IN with the suffix .lvq and replaces a file of that name. `-` is stdin or
-    stdout. PNG, JPEG, WebP, AVIF, BMP, PPM and TIFF are read. One summary line goes to stderr.
+    OUT defaults to IN with the suffix .lvq; an .lvq file of that name is replaced, any other only
+    with --overwrite. `-` is stdin or stdout. PNG, JPEG, WebP, AVIF, BMP, PPM and TIFF are read.
+    One summary line goes to stderr.
     """
     rates = {
         "--quality": quality,
@@ -132,12 +150,22 @@ def encode(
     given = [name for name, value in rates.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
-    out = output_path(source, out, ".lvq")
-    refuse_json_beside_data(as_json, out)
+    out = Output(
+        source,
+        _one(outs, "encode"),
+        ".lvq",
+        ours=is_lvq,
+        overwrite=overwrite,
+        parents=parents,
+        preserve=preserve,
+    )
+    refuse_json_beside_data(as_json, out.path)
+    if target_size is not None:
+        out.expect(target_size)
     from lvqcodec import imageio
 
     picture = imageio.load_picture(
-        sys.stdin.buffer if source == "-" else source,
+        standard("stdin") if source == "-" else source,
         frame=frame,
         to_srgb8=to_srgb8,
         stripped=strip,
@@ -150,7 +178,7 @@ def encode(
     from lvqcodec import codec
 
     start = time.perf_counter()
-    with _meter(quiet, tune) as report:
+    with display(out.name, quiet=quiet) as show:
         found = codec.encode_image(
             picture,
             model=model,
@@ -164,7 +192,7 @@ def encode(
             max_seconds=max_seconds,
             max_memory=max_memory,
             device=device,
-            report=report,
+            report=(lambda at: show(at.done, _facts(at, tune))) if show.shown else None,
         )
     seconds = time.perf_counter() - start
     words = size_facts(len(found.data), width, height)
@@ -176,7 +204,7 @@ def encode(
         decibels = metrics.psnr(picture.pixels, back.pixels)
     if decibels is not None:
         words.append(f"{decibels:.2f} dB")
-    write_file(out, found.data)
+    out.write(found.data)
     header = read_header(found.data)
     facts = {
         "bytes": len(found.data),
@@ -190,39 +218,25 @@ def encode(
         "model": model,
         "seconds": seconds,
     }
-    summarise(source, out, [*words, f"{seconds:.2f} s"], facts if as_json else None, quiet)
+    summarise(source, out.path, [*words, f"{seconds:.2f} s"], facts if as_json else None, quiet)
 
 
-@contextmanager
-def _meter(quiet: bool, tune: str = "psnr") -> Iterator[Callable[[Any], None] | None]:
-    """Show on the terminal, if there is one, how far work is (`effort.Progress`); wipe it off."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    start = time.monotonic()
-
-    def show(progress: Any) -> None:
-        left = (time.monotonic() - start) * (1 / max(progress.done, 1e-3) - 1)
-        facts = [f"{progress.done:4.0%}"]
-        if progress.bpp is not None:
-            facts.append(f"{progress.bpp:.4f} bpp")
-        if progress.distortion is not None:
-            bad = max(progress.distortion, 1e-9)
-            facts.append(
-                f"{-10 * math.log10(bad):.2f} dB" if tune == "psnr" else f"MS-SSIM {1 - bad:.4f}"
-            )
-        facts.append(f"{left:.0f} s left")
-        click.echo(f"\r\033[K{'  '.join(facts)}", nl=False, err=True)
-
-    try:
-        yield show
-    finally:
-        click.echo("\r\033[K", nl=False, err=True)
+def _facts(progress: Any, tune: str) -> str:
+    """What a search has come to (`effort.Progress`), in words."""
+    facts = []
+    if progress.bpp is not None:
+        facts.append(f"{progress.bpp:.4f} bpp")
+    if progress.distortion is not None:
+        bad = max(progress.distortion, 1e-9)
+        facts.append(
+            f"{-10 * math.log10(bad):.2f} dB" if tune == "psnr" else f"MS-SSIM {1 - bad:.4f}"
+        )
+    return ", ".join(facts)
 
 
 @click.command()
 @click.argument("source", metavar="IN")
-@click.argument("out", metavar="[OUT]", required=False)
+@click.argument("outs", metavar="[OUT]", nargs=-1)
 @click.option(
     "--format",
     "file_format",
@@ -245,11 +259,14 @@ def _meter(quiet: bool, tune: str = "psnr") -> Iterator[Callable[[Any], None] | 
 @device_option
 @threads_option
 @max_pixels_option
+@overwrite_option
+@parents_option
+@preserve_option
 @quiet_option
 @json_option
 def decode(
     source: str,
-    out: str | None,
+    outs: tuple[str, ...],
     file_format: str | None,
     background: str | None,
     region: tuple[int, int, int, int] | None,
@@ -258,44 +275,59 @@ def decode(
     device: str,
     threads: int | None,
     max_pixels: int,
+    overwrite: bool,
+    parents: bool,
+    preserve: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Decode the .lvq file IN to the picture OUT.
 
-    OUT defaults to IN with the suffix .png, if there is no such file yet. `-` is stdin or stdout.
-    The format follows OUT's suffix.
+    OUT defaults to IN with the suffix .png, if there is no such file yet. A picture that is named
+    as OUT is replaced, another file only with --overwrite. `-` is stdin or stdout. The format
+    follows OUT's suffix.
     """
-    implied, out = out is None, output_path(source, out, f".{file_format or 'png'}")
-    if implied and out != "-" and os.path.exists(out):
-        # most often the very picture that the file was made from
-        raise UsageError(f"{display_name(out)} exists already: name it as OUT to replace it")
-    refuse_json_beside_data(as_json, out)
+    named = _one(outs, "decode")
+    out = Output(
+        source,
+        named,
+        f".{file_format or 'png'}",
+        # one that is not named is most often the very picture that the file was made from
+        ours=is_picture if named is not None else lambda head: False,
+        overwrite=overwrite,
+        parents=parents,
+        preserve=preserve,
+    )
+    refuse_json_beside_data(as_json, out.path)
     data = read_file(source)
     # a broken file is refused before torch is loaded
     header, sections, missing = unpack_partial(data) if partial else (*unpack(data), 0)
     check_limit(header.width, header.height, max_pixels)
     tiling.from_partial(header, sections, missing)
     share = tiling.share(sections, missing)
-    tiling.region(header, region)
+    shown = tiling.region(header, region)
+    out.expect(math.prod(shown.grid) // _LEAST)
+    from lvqcodec import imageio
+
+    form = file_format or out.suffix
+    imageio.check_format(form)
     set_up_torch(device, threads)
-    from lvqcodec import codec, imageio
+    from lvqcodec import codec
 
     start = time.perf_counter()
-    with _meter(quiet) as report:
+    with display(out.name, quiet=quiet) as show:
         picture = codec.decode_picture(
             data,
             region=region,
             partial=partial,
             max_memory=max_memory,
             device=device,
-            report=report,
+            report=(lambda at: show(at.done)) if show.shown else None,
         )
     seconds = time.perf_counter() - start
-    target = io.BytesIO() if out == "-" else out
-    left_out = imageio.save(picture, target, format=file_format, background=background)
-    if isinstance(target, io.BytesIO):
-        write_file(out, target.getvalue())
+    target = io.BytesIO()
+    left_out = imageio.save(picture, target, format=form, background=background)
+    out.write(target.getvalue())
     height, width = picture.pixels.shape[:2]
     facts = {
         "width": width,
@@ -310,4 +342,4 @@ def decode(
         words.append(f"from {100 * share:.1f} % of the latents' bytes")
     if left_out:
         words.append(f"without {' and '.join(left_out)}")
-    summarise(source, out, words, facts if as_json else None, quiet)
+    summarise(source, out.path, words, facts if as_json else None, quiet)

@@ -1,36 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: options, files and pipes, errors as one line and an exit code."""
+"""What the commands share: options, and errors as one line and an exit code."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
 
-from lvqcodec import files
 from lvqcodec.catalog import DEFAULT_MODEL
-from lvqcodec.container import MAX_HEADER_BYTES, MAX_PIXELS, read_header
+from lvqcodec.cli.io import display_name, occupy_closed_streams
+from lvqcodec.container import MAX_PIXELS
 from lvqcodec.errors import LvqError, UsageError
 
 FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
 """Of pictures that are written, by suffix."""
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+MAX_THREADS = 1024
+FORCE_THREADS = "LVQ_FORCE_THREADS"
+"""The variable that, if it is 1, lets --threads be more than there are cores."""
+
+_INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT or SIGTERM, as shells count
 
 
 class Cli(click.Group):
     """Turns what bad input or a full machine raises into one line on stderr and an exit code."""
 
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run `lvq`; a wrong command line ends in one line too."""
+        extra |= {"args": args, "prog_name": prog_name, "complete_var": complete_var}
+        if not standalone_mode:
+            return super().main(standalone_mode=False, **extra)
+        occupy_closed_streams()
+        try:
+            code = super().main(standalone_mode=False, **extra)
+        except click.UsageError as error:
+            if _asks_for_help(error):
+                error.show()
+                sys.exit(error.exit_code)
+            help_of = self._command_of(error, sys.argv[1:] if args is None else args)
+            fail(f"{error.format_message().rstrip('.')}; see `{help_of} --help`", error.exit_code)
+        except click.Abort:
+            fail("interrupted", _INTERRUPTED)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def _command_of(self, error: click.UsageError, args: Sequence[str]) -> str:
+        """Return the command whose help has the answer; not every error knows its context."""
+        if error.ctx is not None:
+            return error.ctx.command_path
+        return " ".join(["lvq", *[name for name in args if name in self.commands][:1]])
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; whatever is not a defect of lvq itself ends in one line."""
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise  # click ends quietly: the reader has had enough
         except (LvqError, OSError) as error:
@@ -41,6 +79,42 @@ class Cli(click.Group):
             fail("not enough memory for a picture of this size", LvqError.exit_code)
         except KeyboardInterrupt:
             fail("interrupted", _INTERRUPTED)
+        except _Terminated:
+            fail("terminated", _TERMINATED)
+
+
+def interrupted_by(name: str, remedy: str) -> NoReturn:
+    """Exit as after the signal of this name, which has ended work in good order."""
+    if name == "SIGTERM":
+        fail(f"terminated: {remedy}", _TERMINATED)
+    fail(f"interrupted: {remedy}", _INTERRUPTED)
+
+
+class _Terminated(BaseException):
+    """SIGTERM was received: what is in hand is given up, and what was begun is removed."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise _Terminated at SIGTERM, unless it is ignored or handled otherwise."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _asks_for_help(error: click.UsageError) -> bool:
+    # `lvq` alone: since click 8.2 an error, which shows the help
+    return type(error).__name__ == "NoArgsIsHelpError"
 
 
 def explain(error: LvqError | OSError) -> tuple[str, int]:
@@ -74,45 +148,10 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def read_file(path: str) -> bytes:
-    """Read an lvq file whose header is intact; `-` is stdin. Raises FormatError, OSError."""
-    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
-        head = file.read(MAX_HEADER_BYTES)
-        read_header(head)  # what is none, and may never end, is not read to its end
-        return head + file.read()
-
-
-def write_file(path: str, data: bytes) -> None:
-    """Write a file, whole or not at all; `-` is stdout."""
-    if path == "-":
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    else:
-        files.write(path, data)
-
-
-def output_path(source: str, out: str | None, suffix: str) -> str:
-    """OUT as given, else IN with `suffix`, else stdout; UsageError where that cannot be meant."""
-    if out is None:
-        out = "-" if source == "-" else os.path.splitext(source)[0] + suffix
-    if out == "-" and sys.stdout.isatty():
-        raise UsageError(
-            "binary data is not written to a terminal: name an output file or redirect stdout"
-        )
-    if "-" not in (source, out) and os.path.exists(out) and os.path.samefile(source, out):
-        raise UsageError(f"{display_name(out)} is both input and output: name another output file")
-    return out
-
-
 def refuse_json_beside_data(as_json: bool, out: str) -> None:
     """Raise UsageError where both a picture and JSON would go to stdout."""
     if as_json and out == "-":
         raise UsageError("--json writes to stdout, and so does OUT: name an output file")
-
-
-def display_name(path: str, std: str = "-") -> str:
-    """Return a path as it can be printed, `std` for `-`."""
-    return std if path == "-" else click.format_filename(path)
 
 
 def summarise(
@@ -144,6 +183,20 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
     return int(size)
 
 
+class Positive(click.FloatRange):
+    """A number above 0, neither NaN nor infinite."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
 def set_up_torch(device: str, threads: int | None) -> None:
     """Import torch with threads that let others run; UsageError if the device is absent."""
     # Must precede the first import of torch. Several lvq at once otherwise spin against each
@@ -157,7 +210,18 @@ def set_up_torch(device: str, threads: int | None) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("no CUDA device is at hand: use --device auto or --device cpu")
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(bounded(threads))
+
+
+def bounded(threads: int) -> int:
+    """Return how many threads are used where so many are asked for: one for each core at most.
+
+    More of them only wait for each other; thousands have crashed OpenMP.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if os.environ.get(FORCE_THREADS) == "1":
+        return threads
+    return min(threads, cores or 1)
 
 
 def size_facts(num_bytes: int, width: int, height: int) -> list[str]:
@@ -173,7 +237,10 @@ device_option = click.option(
     help="Where the networks run; auto takes a GPU if there is one.",
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]"
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    metavar="N",
+    help="CPU threads, no more than there are cores.  [default: all cores]",
 )
 memory_option = click.option(
     "--max-memory",
@@ -187,6 +254,15 @@ max_pixels_option = click.option(
     default=MAX_PIXELS,
     metavar="N",
     help="Refuse a larger picture before it takes memory.  [default: 2^28, as the format does]",
+)
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace OUT, whatever it is, but never IN."
+)
+parents_option = click.option(
+    "-p", "--parents", is_flag=True, help="Make the folders that OUT lies in, if they are missing."
+)
+preserve_option = click.option(
+    "--preserve", is_flag=True, help="Give OUT the mode and the modification time of IN."
 )
 quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 json_option = click.option(
@@ -248,7 +324,7 @@ target_size_option = click.option(
 )
 target_psnr_option = click.option(
     "--target-psnr",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Positive(),
     metavar="DB",
     help="The smallest file of at least so many dB, instead of a quality.",
 )
@@ -260,7 +336,7 @@ effort_option = click.option(
 )
 max_seconds_option = click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Positive(),
     metavar="S",
     help="Write the best file found in this time; the effort is 9 then unless given.",
 )

@@ -11,7 +11,8 @@ import click
 
 from lvqcodec import footprint, tiling
 from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_by_digest, list_models
-from lvqcodec.cli.common import complain, display_name, explain, read_file, size_facts
+from lvqcodec.cli.common import complain, explain, size_facts
+from lvqcodec.cli.io import display_name, read_file
 from lvqcodec.container import EXTRAS, unpack
 from lvqcodec.errors import LvqError, ModelNotFound
 

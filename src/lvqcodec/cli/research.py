@@ -5,13 +5,26 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 
 import click
 
+from lvqcodec import files
 from lvqcodec.catalog import DEFAULT_MODEL
-from lvqcodec.cli.common import device_option, set_up_torch, threads_option, tune_option, write_file
+from lvqcodec.cli.common import (
+    Positive,
+    device_option,
+    interrupted_by,
+    set_up_torch,
+    threads_option,
+    tune_option,
+)
+from lvqcodec.cli.io import display_name
+from lvqcodec.cli.progress import display
 from lvqcodec.errors import UsageError
+
+_START = time.monotonic()  # when the process began, about: torch is yet to be imported
 
 
 @click.command()
@@ -26,10 +39,9 @@ from lvqcodec.errors import UsageError
 @click.option("--out", required=True, metavar="DIR", help="Where checkpoint and log go.")
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0, min_open=True),
-    default=math.inf,
+    type=Positive(),
     metavar="N",
-    help="Stop after this time, loading included.  [default: when the recipe is done]",
+    help="Be done in this time, all included.  [default: when the recipe is done]",
 )
 @click.option("--resume", is_flag=True, help="Go on where the run in --out stopped.")
 @click.option(
@@ -43,7 +55,7 @@ def train(
     config: str,
     data: tuple[str, ...],
     out: str,
-    minutes: float,
+    minutes: float | None,
     resume: bool,
     validation: str | None,
     device: str,
@@ -56,15 +68,21 @@ def train(
     set_up_torch(device, threads)
     from lvqcodec.training import loop
 
-    loop.train(
-        config,
-        data=data,
-        out=out,
-        minutes=minutes,
-        device=device,
-        resume=resume,
-        validation=validation,
-    )
+    with display(display_name(out), keep=True) as show:
+        show(0.0, step="starting")
+        summary = loop.train(
+            config,
+            data=data,
+            out=out,
+            minutes=math.inf if minutes is None else minutes,
+            device=device,
+            resume=resume,
+            validation=validation,
+            report=(lambda done, step, facts: show(done, facts, step=step)) if show.shown else None,
+            started=_START,
+        )
+    if "stopped" in summary:
+        interrupted_by(summary["stopped"], f"the same command with --resume goes on from {out}")
 
 
 @click.command()
@@ -84,7 +102,7 @@ def train(
 )
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(0, 10**6),
     default=0.0,
     show_default=True,
     metavar="N",
@@ -206,30 +224,37 @@ def evaluate(
     other and over the anchors, and the pictures that went worst and best. Needs the extra
     `lvqcodec[eval]`; heic and jxl need `lvqcodec[bench]`.
     """
+    # what cannot be written shows now, not after an hour of coding
+    for path in (json_path, csv_path, plot_path):
+        if path is not None:
+            files.check(path)
     set_up_torch(device, threads)
     from lvqcodec.evaluate import evaluate
     from lvqcodec.plotting import new_figure
 
     if plot_path is not None:
-        new_figure(plot_path)  # a wrong name shows now, not after an hour of coding
+        new_figure(plot_path)
 
-    report = evaluate(
-        folder,
-        qualities=qualities,
-        model=model,
-        lattice=lattice,
-        efforts=efforts,
-        tune=tune,
-        device=device,
-        anchors=anchors,
-        limit=limit,
-        codecs=codecs,
-        memory=memory,
-    )
+    with display(display_name(folder)) as show:
+        show(0.0, step="loading")
+        report = evaluate(
+            folder,
+            qualities=qualities,
+            model=model,
+            lattice=lattice,
+            efforts=efforts,
+            tune=tune,
+            device=device,
+            anchors=anchors,
+            limit=limit,
+            codecs=codecs,
+            memory=memory,
+            progress=lambda done, total, name: show(done / total, f"{done}/{total}", step=name),
+        )
     click.echo(report.table())
     if json_path is not None:
-        write_file(json_path, (json.dumps(report.to_json(), indent=1) + "\n").encode())
+        files.write(json_path, (json.dumps(report.to_json(), indent=1) + "\n").encode())
     if csv_path is not None:
-        write_file(csv_path, report.to_csv().encode())
+        files.write(csv_path, report.to_csv().encode())
     if plot_path is not None:
         report.plot(plot_path, metric)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,10 +38,16 @@ def _encoded_pictures(sources: Sequence[str | Path]) -> Iterator[tuple[str, byte
             raise UsageError(f"training data {str(source)!r} is neither a folder nor a tar file")
 
 
-def load_pictures(sources: Sequence[str | Path], *, limit: int | None = None) -> list[np.ndarray]:
+def load_pictures(
+    sources: Sequence[str | Path],
+    *,
+    limit: int | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[np.ndarray]:
     """Decode every picture of the folders and tar files to uint8 (H, W, 3), in a fixed order.
 
-    Training material only: alpha and profiles are dropped, any mode becomes RGB.
+    Training material only: alpha and profiles are dropped, any mode becomes RGB. `report` is told
+    how many are decoded, and of how many.
     """
     encoded = list(_encoded_pictures(sources))[:limit]
     if not encoded:
@@ -51,8 +57,12 @@ def load_pictures(sources: Sequence[str | Path], *, limit: int | None = None) ->
         with Image.open(io.BytesIO(item[1])) as image:
             return np.asarray(image.convert("RGB"))
 
+    pictures = []
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(decode, encoded))
+        for picture in pool.map(decode, encoded):
+            pictures.append(picture)
+            report(len(pictures), len(encoded))
+    return pictures
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -65,6 +65,7 @@ def export(
     where = torch.device(choose_device(device))
     folder, target = Path(run_dir), Path(out)
     user = _check_names(target, name, share)
+    files.check(target / f"{name}.toml", parents=True)
     if user and minutes:
         raise UsageError(
             f"{minutes:g} minutes of training would change {share}.safetensors, which model"
