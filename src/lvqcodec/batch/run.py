@@ -282,10 +282,10 @@ class _Batch:
     ) -> Iterator[tuple[int, Any]]:
         if self._outcome.signal is not None:
             return
-        with self._meter(self._workers.run(method, calls), len(calls), label) as results:
-            for index, result in results:
-                if result is not None:
-                    yield index, result
+        results = self._workers.run(method, calls)
+        finished = ((index, result) for index, result in results if result is not None)
+        with self._meter(finished, len(calls), label) as shown:
+            yield from shown
 
     def _note(self, record: Record) -> None:
         self._outcome.records.append(record)
