@@ -270,6 +270,7 @@ def test_the_report_is_exact(photos, small, tiny):
             else 8 * len(data) / picture.size,
             "quality": 50,
             "kind": None,
+            "remarks": None,
             "error": None,
             "source_sha256": sha256(source).hexdigest(),
             "output_sha256": sha256(data).hexdigest(),

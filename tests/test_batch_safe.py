@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from test_batch import STATE, batch, lines, many, photos, small, start, tree, wait_for_some
 
 from lvqcodec import codec, files, footprint, imageio, tiling
@@ -257,6 +257,22 @@ def test_every_file_of_a_motley_folder_is_in_the_report_once(tmp_path, tiny, mon
     assert len(told) > 100
 
 
+def test_what_outputs_do_not_hold_of_their_sources_is_said(tmp_path, small, tiny, photograph):
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for number in range(3):
+        picture = Image.fromarray(photograph(24, 24, seed=number))
+        picture.save(folder / f"{number}.png", **({"icc_profile": profile} if number else {}))
+    batch(folder, small, "-m", tiny)
+    report = tmp_path / "report"
+    result = batch(small, tmp_path / "back", "--decode", "--format", "bmp", "--report", report)
+    assert result.exit_code == 0
+    remark = "bmp does not hold the colour profile"
+    assert result.stderr.splitlines()[:-1] == [f"lvq: note: 2 of 3: {remark}"]
+    assert [line["remarks"] for line in lines(report)] == [None, remark, remark]
+
+
 @pytest.fixture
 def strange(photos, monkeypatch):
     """The folder with what is no file in it, by names of pictures and by others."""
@@ -283,13 +299,13 @@ def test_what_is_no_file_is_named_and_never_opened(strange, small, tiny):
     assert summary["ignored"] == {"pipe": 2, ".txt": 1, "broken link": 1, "device": 1, "socket": 1}
     told = done.stderr.splitlines()[:-1]
     assert "lvq: error: device.png: no file: a device" in told
-    assert "lvq: link-to-pipe: left out: it is no file but a pipe" in told
+    assert "lvq: note: link-to-pipe is left out: it is no file but a pipe" in told
     assert len(told) == 10
     statuses = Counter(line["status"] for line in lines(report))
     assert statuses == {"done": 4, "failed": 5, "ignored": 6}
     again = batch(strange, small, "-m", tiny, "--include", "a.png")
     assert again.exit_code == 0
-    assert "left out" not in again.stderr
+    assert "note" not in again.stderr
 
 
 def test_what_becomes_a_pipe_after_it_was_seen_is_not_waited_for(tmp_path):

@@ -40,7 +40,8 @@ class Record:
 
     status: done, skipped (as it was done before), kept (another file that is not replaced is in its
     place), failed, or ignored for its `kind`, which is a suffix such as ".txt", "no suffix",
-    "excluded", or what is there instead of a file. `error` says why it was kept or has failed.
+    "excluded", or what is there instead of a file. `error` says why it was kept or has failed, and
+    `remarks` what of the source the output does not hold.
     seconds: how long its coding took. psnr: in dB, inf as None. The digests are SHA-256 in hex: of
     the source's bytes, of the output's, and of all settings that decide what the output is.
     """
@@ -56,6 +57,7 @@ class Record:
     psnr: float | None = None
     seconds: float | None = None
     kind: str | None = None
+    remarks: str | None = None
     error: str | None = None
     source_sha256: str | None = None
     output_sha256: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -80,6 +81,11 @@ class Outcome:
     def whole(self) -> bool:
         """Whether every file that was to be coded is there now, or would be."""
         return self.signal is None and not self.count(FAILED) and not self.count(KEPT)
+
+    def remarks(self) -> Counter[str]:
+        """Count the remarks on the files that are done now."""
+        done = (record.remarks for record in self.records if record.status == DONE)
+        return Counter(remarks for remarks in done if remarks)
 
     def report(self) -> bytes:
         """Return a line of JSON for each file."""

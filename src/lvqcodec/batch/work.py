@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
@@ -160,10 +160,12 @@ class Worker:
         if settings.decode:
             picture, seconds = self._decode(data)
             psnr, quality = None, read_header(data).quality
-            output = write_picture(picture, settings)
+            output, left_out = write_picture(picture, settings)
+            remarks = [f"{settings.format} does not hold {name}" for name in left_out]
         else:
             picture, output, psnr, seconds = self._encode(data, item)
             quality = read_header(output).quality
+            remarks = list(getattr(picture, "remarks", ()))
         record = Record(
             source=item.source,
             output=item.output,
@@ -175,6 +177,7 @@ class Worker:
             quality=quality,
             psnr=None if psnr == float("inf") else psnr,
             seconds=round(seconds, 4),
+            remarks="; ".join(remarks) or None,
             source_sha256=digests[0],
             output_sha256=_sha256(output),
             settings_sha256=digests[1],
@@ -355,8 +358,8 @@ def decode_picture(data: bytes, device: str) -> Picture:
     return codec.decode_picture(data, device=device)
 
 
-def write_picture(picture: Picture, settings: Settings) -> bytes:
-    """Return the bytes of a picture file."""
+def write_picture(picture: Picture, settings: Settings) -> tuple[bytes, Sequence[str]]:
+    """Return the bytes of a picture file, and the names of what was left out of it."""
     file = BytesIO()
-    imageio.save(picture, file, format=settings.format, background=settings.background)
-    return file.getvalue()
+    left_out = imageio.save(picture, file, format=settings.format, background=settings.background)
+    return file.getvalue(), left_out

@@ -256,6 +256,8 @@ def batch(
     if as_json:
         click.echo(json.dumps(summary, allow_nan=False))
     if not quiet:
+        for remarks, count in outcome.remarks().most_common():
+            click.echo(one_line(f"lvq: note: {count} of {outcome.total}: {remarks}"), err=True)
         click.echo(_summary_line(source, destination, summary), err=True)
     if outcome.signal is not None:
         interrupted_by(outcome.signal, "run the same command again to go on")
@@ -298,7 +300,7 @@ def _said(record: Any, quiet: bool) -> str | None:
     if record.status in (FAILED, KEPT):
         return one_line(f"lvq: error: {name}: {record.error}")
     if record.status == IGNORED and record.kind in NO_FILES and not quiet:
-        return one_line(f"lvq: {name}: left out: it is no file but a {record.kind}")
+        return one_line(f"lvq: note: {name} is left out: it is no file but a {record.kind}")
     return None
 
 
