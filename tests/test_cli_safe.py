@@ -390,7 +390,7 @@ def test_threads_are_bounded_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_wrong_command_for_a_file_is_told(folder: Path) -> None:
-    assert "a.png is a PNG picture, no lvq file: `lvq encode` takes it" in complaint(
+    assert "a.png is not an lvq file: it looks like PNG, which `lvq encode` takes" in complaint(
         lvq("decode", folder / "a.png", folder / "out.png")
     )
     assert "c.lvq is an lvq file, coded already: `lvq decode` takes it" in complaint(

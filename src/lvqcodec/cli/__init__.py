@@ -24,7 +24,7 @@ def main() -> None:
 
     \b
     Exit codes: 0 ok, 2 usage (wrong option, missing file), 3 broken file,
-    4 model missing or different, 5 picture of an unsupported kind, 130 interrupted.
+    4 model missing or different, 5 picture of an unsupported kind, 130 interrupted, 143 terminated.
     """
 
 

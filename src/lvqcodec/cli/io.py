@@ -63,8 +63,8 @@ def read_file(path: str) -> bytes:
         head = file.read(MAX_HEADER_BYTES)
         if is_picture(head) and head:
             raise FormatError(
-                f"{display_name(path, 'stdin')} is a {looks_like(head)} picture, no lvq file:"
-                " `lvq encode` takes it"
+                f"{display_name(path, 'stdin')} is not an lvq file: it looks like"
+                f" {looks_like(head)}, which `lvq encode` takes"
             )
         read_header(head)  # what is none, and may never end, is not read to its end
         return head + file.read()
