@@ -473,7 +473,7 @@ def test_a_killed_batch_goes_on_to_the_same_bytes(many, small, tmp_path, tiny):
     wait_for_some(small, process)
     process.kill()
     process.communicate()
-    left = tree(small)
+    left = [name for name in tree(small) if name.endswith(".lvq")]
     assert 3 <= len(left) < 40
     (small / STATE / "0123456789abcdef.tmp").write_bytes(b"half")  # at another moment it would be
     result = batch(many, small, "-m", tiny, "--json")
