@@ -10,9 +10,10 @@ import uuid
 import pytest
 from test_batch import batch, tree
 
-from lvqcodec.batch import stores
+from lvqcodec.batch import stores, work
 from lvqcodec.batch.stores import LocalStore, RemoteStore, open_store, relative
 from lvqcodec.errors import UsageError
+from lvqcodec.files import FileInTheWay
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -38,15 +39,45 @@ def test_a_store_in_memory_gets_and_gives_the_same_files(photos, tmp_path, tiny,
     assert batch(photos, tmp_path / "small", "-m", tiny).exit_code == 0
     assert batch(photos, f"{url}/small", "-m", tiny).exit_code == 0
     store = open_store(f"{url}/small")
-    assert {name: store.read(name) for name in store.names()} == tree(tmp_path / "small")
+    made = {entry.name: store.read(entry.name).data for entry in store.entries()}
+    assert made == tree(tmp_path / "small")
 
     assert json.loads(batch(photos, f"{url}/small", "-m", tiny, "--json").stdout)["skipped"] == 2
     store.write("a.lvq", b"")
     summary = json.loads(batch(photos, f"{url}/small", "-m", tiny, "--json").stdout)
-    assert (summary["done"], summary["skipped"]) == (1, 1)
+    assert (summary["kept"], summary["skipped"]) == (1, 1)
+    assert store.read("a.lvq").data == b""
+    again = batch(photos, f"{url}/small", "-m", tiny, "--json", "--overwrite")
+    assert (json.loads(again.stdout)["done"], json.loads(again.stdout)["skipped"]) == (1, 1)
 
     assert batch(f"{url}/small", tmp_path / "back", "--decode").exit_code == 0
     assert sorted(tree(tmp_path / "back")) == ["a.png", "deep/b.png"]
+
+
+def test_objects_that_batch_did_not_write_are_left(photos, tiny, url):
+    store = open_store(f"{url}/small")
+    store.write("a.lvq", b"mine")
+    result = batch(photos, f"{url}/small", "-m", tiny, "--dry-run")
+    assert result.stdout.startswith("kept    a.png -> a.lvq: a.lvq is in its place")
+    assert [entry.name for entry in store.entries()] == ["a.lvq"]
+    summary = json.loads(batch(photos, f"{url}/small", "-m", tiny, "--json").stdout)
+    assert (summary["kept"], summary["done"]) == (1, 1)
+    with pytest.raises(FileInTheWay):
+        store.write("a.lvq", b"new", replace=False)
+    assert store.read("a.lvq").data == b"mine"
+    assert batch(photos, f"{url}/small", "-m", tiny, "--overwrite").exit_code == 0
+    assert store.read("a.lvq").data != b"mine"
+
+
+def test_a_place_where_nothing_can_be_put_is_told_before(photos, tiny, url, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Access denied")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuse)
+    monkeypatch.setattr(work, "read_picture", refuse)
+    result = batch(photos, f"{url}/small", "-m", tiny)
+    assert result.exit_code == 2
+    assert result.stderr == f"lvq: error: cannot write to {url}/small: Access denied\n"
 
 
 def test_file_urls_are_folders(photos, tmp_path, tiny, monkeypatch):
@@ -84,7 +115,7 @@ def test_lines_are_held_back_for_seconds_and_kept_in_order(url, monkeypatch):
     monkeypatch.setattr(stores, "_FLUSH_SECONDS", 0)
     store.append("log", b"3\n")
     assert RemoteStore(url).log("log") == b"1\n2\n3\n"
-    assert list(store.names()) == []
+    assert list(store.entries()) == []
 
 
 def test_which_store_lies_in_which(tmp_path, url):

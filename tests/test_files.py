@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files are written whole or not at all, never in another's place unasked; streams in order."""
 
+import errno
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -133,6 +135,50 @@ def test_a_link_stays_one(tmp_path):
     files.write(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_link_can_be_replaced_instead_of_followed(tmp_path, umask):
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(files.FileInTheWay):
+        files.write(tmp_path / "link", b"new", follow=False, replace=False)
+    files.write(tmp_path / "link", b"new", follow=False)
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"new"
+    assert mode(tmp_path / "link") == 0o644
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_pipe_can_be_replaced_instead_of_written_into(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    files.write(tmp_path / "pipe", b"new", follow=False)
+    assert (tmp_path / "pipe").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to a pipe", "socket"])
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_APPEND | os.O_CREAT])
+def test_what_is_no_file_is_not_opened_and_not_waited_for(tmp_path, kind, flags, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    os.mkfifo("pipe")
+    os.mkdir("folder")
+    os.symlink("pipe", "link to a pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+        with pytest.raises(OSError):
+            os.close(files.open_plain(kind, flags))
+
+
+def test_links_are_opened_only_if_they_may_be(tmp_path):
+    (tmp_path / "file").write_bytes(b"data")
+    (tmp_path / "link").symlink_to("file")
+    os.close(files.open_plain(tmp_path / "link"))
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for path, start in ((tmp_path / "link", None), ("link", folder)):
+        with pytest.raises(OSError) as caught:
+            files.open_plain(path, follow=False, folder=start)
+        assert caught.value.errno == errno.ELOOP
+    os.close(files.open_plain("file", follow=False, folder=folder))
+    os.close(folder)
 
 
 def test_a_pipe_is_written_into(tmp_path):

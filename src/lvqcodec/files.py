@@ -34,6 +34,16 @@ _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self))/fd/(\d{1,9})")
 _MAX_LINKS = 40
 _OWNER_WRITES = 0o200
+_PLAIN = (
+    getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_NONBLOCK", 0)  # a pipe without a writer is not waited for
+)
+
+
+class FileInTheWay(UsageError):
+    """What is there must not be replaced."""
 
 
 def write(
@@ -43,25 +53,31 @@ def write(
     replace: bool = True,
     like: os.stat_result | None = None,
     preserve: bool = False,
+    follow: bool = True,
 ) -> None:
     """Write `data` to a path, whole or not at all; into a stream directly. Raises UsageError.
 
-    A link stays a link, and what it leads to is written. replace: whether a file that is there may
-    be replaced, keeping its permissions. like: the status of the file that the data were made from,
-    whose reader's and writer's permissions the new one has at most; preserve: it gets exactly
-    these, and the times too. BrokenPipeError is let out.
+    A link stays a link, and what it leads to is written; without `follow` a link, or a stream, is
+    what the file replaces. replace: whether a file that is there may be replaced, keeping its
+    permissions; FileInTheWay if there is one and it may not. like: the status of the file that the
+    data were made from, whose reader's and writer's permissions the new one has at most; preserve:
+    it gets exactly these, and the times too. BrokenPipeError is let out.
     """
     try:
-        if is_stream(path):
+        if follow and is_stream(path):
             _write_stream(path, data)
             return
-        target = Path(os.path.realpath(path))
-        with temporary(target.parent, _creation_mode(target, like)) as (file, aside):
+        target = Path(os.path.realpath(path) if follow else os.path.abspath(path))
+        there = _mode_of(target)
+        mode = 0o666 if there is None else there
+        if like is not None:
+            mode &= like.st_mode | _OWNER_WRITES
+        with temporary(target.parent, mode) as (file, aside):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            if target.exists():
-                os.chmod(aside, _creation_mode(target, like))
+            if there is not None:
+                os.chmod(aside, mode)
             if preserve and like is not None:
                 os.utime(aside, ns=(like.st_atime_ns, like.st_mtime_ns))
                 os.chmod(aside, stat.S_IMODE(like.st_mode) & 0o777)
@@ -71,7 +87,7 @@ def write(
     except BrokenPipeError:
         raise
     except FileExistsError as error:
-        raise UsageError(f"{_name(path)} exists by now: it is left as it is") from error
+        raise FileInTheWay(f"{_name(path)} exists by now: it is left as it is") from error
     except OSError as error:
         raise UsageError(f"cannot write {_name(path)}: {_reason(error)}") from error
 
@@ -122,6 +138,25 @@ def make_folders(path: StrPath) -> None:
         os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {_name(path)}: {_reason(error)}") from error
+
+
+def open_plain(
+    path: StrPath, flags: int = os.O_RDONLY, *, follow: bool = True, folder: int | None = None
+) -> int:
+    """Open a file and nothing else, waiting for nobody; return its descriptor.
+
+    follow: whether the path may be a link. folder: the descriptor of the open folder that the path
+    starts from. Raises OSError, ELOOP for a link that may not be one.
+    """
+    if not follow:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+        if folder is None and os.path.islink(path):  # where there is no such flag
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+    descriptor = os.open(path, flags | _PLAIN, 0o666, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "this is no file", os.fspath(path))
+    return descriptor
 
 
 @contextmanager
@@ -221,13 +256,13 @@ def _put(aside: Path, target: Path, replace: bool) -> None:
     os.replace(aside, target)
 
 
-def _creation_mode(target: Path, like: os.stat_result | None) -> int:
-    """The permissions of a file to be: those of the one in its place, and no more than `like`'s."""
+def _mode_of(target: Path) -> int | None:
+    """The permissions of a file, None if there is none of this name."""
     try:
-        mode = stat.S_IMODE(target.stat().st_mode) & 0o777
+        mode = target.lstat().st_mode
     except OSError:
-        mode = 0o666
-    return mode if like is None else mode & (like.st_mode | _OWNER_WRITES)
+        return None
+    return stat.S_IMODE(mode) & 0o777 if stat.S_ISREG(mode) else None
 
 
 def _write_stream(path: StrPath, data: bytes) -> None:

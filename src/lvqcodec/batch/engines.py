@@ -22,6 +22,7 @@ from lvqcodec.stream import find_device
 
 _RETRIES = 3  # of a file whose worker died: it may have been its doing
 _POLL_SECONDS = 0.5
+_FLUSH_SECONDS = 30.0  # at the end, for lines that are held back
 
 
 class WorkerDied(LvqError):
@@ -67,6 +68,7 @@ class LocalEngine:
         """See `Engine`."""
         self._worker.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._worker.flush()
 
 
 class RayEngine:
@@ -144,6 +146,8 @@ class RayEngine:
 
     def close(self) -> None:
         """See `Engine`."""
+        flushed = [actor.flush.remote() for actor in self._actors]
+        self._ray.wait(flushed, num_returns=len(flushed), timeout=_FLUSH_SECONDS)
         for actor in self._actors:
             self._ray.kill(actor)
         if self._started:

@@ -8,27 +8,46 @@ killed run left unfinished, or that anything else has damaged, counts as not wri
 from __future__ import annotations
 
 import json
+import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Generic, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from lvqcodec.batch.stores import Store
+from lvqcodec.config import QUALITIES
+from lvqcodec.container import MAX_SIDE
 from lvqcodec.metrics import bpp
 
-DONE, SKIPPED, FAILED = "done", "skipped", "failed"
+DONE, SKIPPED, KEPT, FAILED, IGNORED = "done", "skipped", "kept", "failed", "ignored"
+TO_CODE = "to code"
+"""Of a file that a batch would code, if it did more than look."""
+
+_LIMITS = {
+    **dict.fromkeys(("bytes_in", "bytes_out"), (0, 2**63)),
+    **dict.fromkeys(("width", "height"), (1, MAX_SIDE)),
+    "quality": (QUALITIES[0], QUALITIES[-1]),
+    "seconds": (0, 1e9),
+    "bpp": (1e-9, 1e9),
+    **dict.fromkeys(("psnr", "score"), (-1e3, 1e3)),
+}
+"""What the numbers of a line may be, both ends included; none of them NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class Record:
     """What became of a file. What is not known is None.
 
-    status: done, skipped (as it was done before) or failed (`error` says why). seconds: how long
-    its coding took. psnr: in dB, inf as None. The digests are SHA-256 in hex: of the source's
-    bytes, of the output's, and of all settings that decide what the output is.
+    status: done, skipped (as it was done before), kept (another file that is not replaced is in its
+    place), failed, or ignored for its `kind`, which is a suffix such as ".txt", "no suffix",
+    "excluded", or what is there instead of a file. `error` says why it was kept or has failed, and
+    `remarks` what of the source the output does not hold.
+    seconds: how long its coding took. psnr: in dB, inf as None. The digests are SHA-256 in hex: of
+    the source's bytes, of the output's, and of all settings that decide what the output is.
     """
 
     source: str
-    output: str
+    output: str | None
     status: str
     bytes_in: int | None = None
     bytes_out: int | None = None
@@ -37,10 +56,17 @@ class Record:
     quality: int | None = None
     psnr: float | None = None
     seconds: float | None = None
+    kind: str | None = None
+    remarks: str | None = None
     error: str | None = None
     source_sha256: str | None = None
     output_sha256: str | None = None
     settings_sha256: str | None = None
+
+    def covers(self, source_sha256: str, settings_sha256: str, *, psnr: bool) -> bool:
+        """Whether it tells of this source under these settings, and of its PSNR if asked for."""
+        same = (self.source_sha256, self.settings_sha256) == (source_sha256, settings_sha256)
+        return same and not (psnr and self.psnr is None)
 
     def bpp(self, lvq_bytes: int | None) -> float | None:
         """Bits per pixel of so many bytes; None where the size is not known."""
@@ -70,7 +96,7 @@ Line = TypeVar("Line", Record, Point)
 
 
 class Log(Generic[Line]):
-    """A log of a store, and what it holds so far by key."""
+    """A log of a store, and what it holds so far by key; for several threads."""
 
     def __init__(
         self, store: Store, name: str, kind: type[Line], key: Callable[[Line], object]
@@ -79,17 +105,25 @@ class Log(Generic[Line]):
         self._key: Callable[[Line], object] = key
         text = store.log(name)
         self._lines: dict[object, Line] = {key(line): line for line in _parse(text, kind)}
-        if text and not text.endswith(b"\n"):
-            store.append(name, b"\n")  # so that the next line is not lost with the torn one
+        self._torn = bool(text) and not text.endswith(b"\n")
+        self._lock = threading.Lock()
 
     def get(self, key: object) -> Line | None:
         """Return the latest line of that key."""
         return self._lines.get(key)
 
+    def lines(self) -> Iterable[Line]:
+        """Return the latest lines of all keys."""
+        return self._lines.values()
+
     def add(self, line: Line) -> None:
         """Remember a line."""
-        self._lines[self._key(line)] = line
-        self._store.append(self._name, to_json(asdict(line)) + b"\n")
+        with self._lock:
+            # what is torn must not spoil the next line
+            text = b"\n" * self._torn + to_json(asdict(line)) + b"\n"
+            self._store.append(self._name, text)
+            self._torn = False
+            self._lines[self._key(line)] = line
 
 
 def to_json(facts: dict[str, Any]) -> bytes:
@@ -107,10 +141,21 @@ def report(records: Iterable[Record], *, decoded: bool) -> bytes:
 
 
 def _parse(text: bytes, kind: type[Line]) -> Iterator[Line]:
-    known = {field.name for field in fields(kind)}
+    """Yield what the lines tell; those that make no sense are left out."""
+    types = get_type_hints(kind)
     for line in text.splitlines():
         try:
             facts = json.loads(line)
-            yield kind(**{name: value for name, value in facts.items() if name in known})
-        except (ValueError, TypeError, AttributeError):
+            facts = {name: value for name, value in facts.items() if name in types}
+            if all(_fits(name, value, types[name]) for name, value in facts.items()):
+                yield kind(**facts)
+        except (ValueError, TypeError, AttributeError, RecursionError):
             continue
+
+
+def _fits(name: str, value: object, wanted: Any) -> bool:
+    """Whether a field may have a value."""
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        return False
+    low, high = _LIMITS.get(name, (-math.inf, math.inf))
+    return not isinstance(value, int | float) or low <= value <= high

@@ -3,31 +3,43 @@
 
 from __future__ import annotations
 
-import signal
 import statistics
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from signal import Signals
 from typing import Any
 
 from lvqcodec import imageio
 from lvqcodec.batch import records
 from lvqcodec.batch.budget import Allocation, Measured, allocate
 from lvqcodec.batch.engines import Engine, WorkerDied, open_engine
-from lvqcodec.batch.plan import Item, plan
-from lvqcodec.batch.records import DONE, FAILED, SKIPPED, Log, Point, Record
-from lvqcodec.batch.stores import Store, open_store
-from lvqcodec.batch.work import Job
+from lvqcodec.batch.ledger import Ledger
+from lvqcodec.batch.plan import Item, Plan, count_kinds, plan
+from lvqcodec.batch.records import (
+    DONE,
+    FAILED,
+    IGNORED,
+    KEPT,
+    SKIPPED,
+    Log,
+    Point,
+    Record,
+)
+from lvqcodec.batch.stores import LocalStore, Store, open_store
+from lvqcodec.batch.work import Job, look, refusal
 from lvqcodec.catalog import find_model
 from lvqcodec.errors import UsageError
+from lvqcodec.interrupts import on_interrupt
 
 Results = Iterable[tuple[int, Any]]
 Meter = Callable[[Results, int, str], AbstractContextManager[Results]]
 """Shows on the way how many of so many results are there, under a label."""
 
-METRICS = ("psnr", "ms-ssim")
+Tell = Callable[[Record], None]
+"""Called with each record, as soon as it is known."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +61,31 @@ class Budget:
 
 @dataclass
 class Outcome:
-    """What a batch came to: a record a file, how it shared a budget, seconds, whether all of it."""
+    """What a batch came to: a record a file, how it shared a budget, and in how many seconds.
+
+    total: how many files were to be coded. signal: the name of the one that ended it, if one did.
+    """
 
     total: int
     decoded: bool
     records: list[Record] = field(default_factory=list)
     allocation: Allocation | None = None
     seconds: float = 0.0
-    interrupted: bool = False
+    signal: str | None = None
 
     def count(self, status: str) -> int:
         """How many files ended so."""
         return sum(record.status == status for record in self.records)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every file that was to be coded is there now, or would be."""
+        return self.signal is None and not self.count(FAILED) and not self.count(KEPT)
+
+    def remarks(self) -> Counter[str]:
+        """Count the remarks on the files that are done now."""
+        done = (record.remarks for record in self.records if record.status == DONE)
+        return Counter(remarks for remarks in done if remarks)
 
     def report(self) -> bytes:
         """Return a line of JSON for each file."""
@@ -69,9 +94,10 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """Return the sums. `bpp` is the mean over the pictures, `total_bpp` all bits by all pixels.
 
-        Bytes and bpp are of the files that are there now, done and skipped.
+        Bytes and bpp are of the files that are there now, done and skipped. `ignored` has the
+        number of files of each kind.
         """
-        there = [record for record in self.records if record.status != FAILED]
+        there = [record for record in self.records if record.status in (DONE, SKIPPED)]
         pixels = sum((record.width or 0) * (record.height or 0) for record in there)
         read = sum(record.bytes_in or 0 for record in there)
         written = sum(record.bytes_out or 0 for record in there)
@@ -80,7 +106,8 @@ class Outcome:
         psnrs = [record.psnr for record in there if record.psnr is not None]
         facts: dict[str, Any] = {
             "files": self.total,
-            **{status: self.count(status) for status in (DONE, SKIPPED, FAILED)},
+            **{status: self.count(status) for status in (DONE, SKIPPED, KEPT, FAILED)},
+            IGNORED: count_kinds(self.records),
             "bytes_in": read,
             "bytes_out": written,
             "bpp": statistics.fmean(rates) if rates else None,
@@ -108,21 +135,56 @@ def run(
     address: str | None = None,
     jobs: int | None = None,
     meter: Meter = no_meter,
-    complain: Callable[[Record], None] = lambda record: None,
+    tell: Tell = lambda record: None,
 ) -> Outcome:
     """Code the files of a folder that are not there yet, and say what became of each.
 
     `job` names the folders and the settings, its model digest and number of jobs are filled in.
-    After SIGINT the files in hand are finished and `interrupted` is set. `complain` is called for
-    each file that fails. Raises LvqError for what stands in the way of all: no files, two that
-    would become one, an unknown model, a folder that cannot be written.
+    After SIGINT or SIGTERM the files in hand are finished and `signal` is set. `tell` is called for
+    each record. Raises LvqError for what stands in the way of all: no files, two that would become
+    one, an unknown model, a folder that cannot be written.
     """
     start = time.monotonic()
-    source, destination = open_store(job.source), open_store(job.destination)
-    settings = job.settings
     if engine == "ray" and "memory://" in job.source + job.destination:
         raise UsageError("memory:// is not seen by Ray's workers: name folders that they reach")
-    items = plan(
+    job, _, destination, planned = _prepare(job, choice)
+    outcome = _outcome(job, planned)
+    for record in outcome.records:
+        tell(record)
+    items = planned.items
+    with destination.claim([item.output for item in items]):
+        workers = open_engine(engine, job, address=address, jobs=jobs)
+        batch = _Batch(job, destination, workers, meter, tell, outcome)
+        try:
+            with on_interrupt(batch.interrupt):
+                todo = items if budget is None else batch.share(items, budget)
+                batch.code(todo)
+        finally:
+            workers.close()
+            destination.flush()
+    outcome.seconds = time.monotonic() - start
+    return outcome
+
+
+def preview(job: Job, choice: Choice) -> Outcome:
+    """Say what `run` would do, and write nothing; what it would code has the status TO_CODE.
+
+    Arguments and errors are as of `run`. With a budget, what is done already is TO_CODE too.
+    """
+    job, source, destination, planned = _prepare(job, choice)
+    outcome = _outcome(job, planned)
+    ledger = Ledger(destination, overwrite=job.overwrite)
+    outcome.records += [look(item, source, ledger, job) for item in planned.items]
+    return outcome
+
+
+def _prepare(job: Job, choice: Choice) -> tuple[Job, Store, Store, Plan]:
+    """Open the folders and say what becomes of every file; the job is filled in."""
+    source, destination = open_store(job.source), open_store(job.destination)
+    settings = job.settings
+    if job.preserve and not all(isinstance(s, LocalStore) for s in (source, destination)):
+        raise UsageError("--preserve is for folders of this machine: objects have no such status")
+    planned = plan(
         source,
         destination,
         suffixes=(".lvq",) if settings.decode else imageio.SUFFIXES,
@@ -134,19 +196,14 @@ def run(
     if not settings.decode:
         job = replace(job, model_digest=find_model(settings.model).digest)
     job = replace(job, source=source.location, destination=destination.location)
-    outcome = Outcome(len(items), settings.decode)
-    with destination.claim():
-        workers = open_engine(engine, job, address=address, jobs=jobs)
-        batch = _Batch(job, destination, workers, meter, complain, outcome)
-        try:
-            with _interruptible(batch):
-                todo = items if budget is None else batch.share(items, budget)
-                batch.code(todo)
-        finally:
-            workers.close()
-            destination.flush()
-    outcome.seconds = time.monotonic() - start
-    return outcome
+    return job, source, destination, planned
+
+
+def _outcome(job: Job, planned: Plan) -> Outcome:
+    """Begin with what is not coded at all."""
+    failed = sum(record.status == FAILED for record in planned.records)
+    total = len(planned.items) + failed
+    return Outcome(total, job.settings.decode, records=list(planned.records))
 
 
 class _Batch:
@@ -156,20 +213,32 @@ class _Batch:
         destination: Store,
         workers: Engine,
         meter: Meter,
-        complain: Callable[[Record], None],
+        tell: Tell,
         outcome: Outcome,
     ) -> None:
         self._job, self._destination, self._workers = job, destination, workers
-        self._meter, self._complain, self._outcome = meter, complain, outcome
+        self._meter, self._tell, self._outcome = meter, tell, outcome
 
-    def interrupt(self) -> None:
-        """Come to an end, with what is in hand."""
-        self._outcome.interrupted = True
+    def interrupt(self, number: Signals) -> None:
+        """Come to an end at a signal, with what is in hand."""
+        self._outcome.signal = number.name
         self._workers.stop()
 
     def share(self, items: Sequence[Item], budget: Budget) -> list[Item]:
-        """Give each picture its quality; those that cannot be measured are noted as failed."""
-        by_name = {item.source: item for item in items}
+        """Give each picture its quality; those that cannot be measured are noted as failed.
+
+        Left out, and noted, are those in whose place another file is.
+        """
+        ledger = Ledger(self._destination, overwrite=self._job.overwrite)
+        by_name = {}
+        for item in items:
+            try:
+                ledger.find(item.output)
+                by_name[item.source] = item
+            except UsageError as error:
+                self._note(refusal(item, error))
+        if not by_name:
+            return []
         log = Log(self._destination, "points.jsonl", Point, _point_key)
 
         def measure(wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Measured]:
@@ -189,7 +258,7 @@ class _Batch:
                 if point != known:
                     log.add(point)
                 found[item.source, quality] = point.bpp, point.score
-            if self._outcome.interrupted:
+            if self._outcome.signal is not None:
                 raise _Interrupted
             return found
 
@@ -208,31 +277,25 @@ class _Batch:
         ]
 
     def code(self, items: Sequence[Item]) -> None:
-        """Code all files, and remember those done as soon as they are in place."""
-        journal = Log(self._destination, "journal.jsonl", Record, lambda record: record.output)
-        calls = [(item, journal.get(item.output)) for item in items]
-        for index, record in self._work("code", calls, "coding"):
-            item = items[index]
+        """Code all files."""
+        for index, record in self._work("code", [(item,) for item in items], "coding"):
             if isinstance(record, WorkerDied):
-                record = Record(item.source, item.output, FAILED, error=str(record))
-            if record.status == DONE:
-                journal.add(record)
+                record = refusal(items[index], record)
             self._note(record)
 
     def _work(
         self, method: str, calls: Sequence[tuple[Any, ...]], label: str
     ) -> Iterator[tuple[int, Any]]:
-        if self._outcome.interrupted:
+        if self._outcome.signal is not None:
             return
-        with self._meter(self._workers.run(method, calls), len(calls), label) as results:
-            for index, result in results:
-                if result is not None:
-                    yield index, result
+        results = self._workers.run(method, calls)
+        finished = ((index, result) for index, result in results if result is not None)
+        with self._meter(finished, len(calls), label) as shown:
+            yield from shown
 
     def _note(self, record: Record) -> None:
         self._outcome.records.append(record)
-        if record.status == FAILED:
-            self._complain(record)
+        self._tell(record)
 
 
 class _Interrupted(Exception):
@@ -241,21 +304,3 @@ class _Interrupted(Exception):
 
 def _point_key(point: Point) -> tuple[object, ...]:
     return point.source, point.quality, point.metric, point.settings_sha256
-
-
-@contextmanager
-def _interruptible(batch: _Batch) -> Iterator[None]:
-    """Let the first SIGINT end the batch in good order, and a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        batch.interrupt()
-
-    before = signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

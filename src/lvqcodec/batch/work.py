@@ -9,22 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 
 import torch
 
 from lvqcodec import __version__, codec, footprint, imageio, metrics, tiling
+from lvqcodec.batch.ledger import Ledger
 from lvqcodec.batch.plan import Item
-from lvqcodec.batch.records import DONE, FAILED, SKIPPED, Point, Record
+from lvqcodec.batch.records import DONE, FAILED, KEPT, SKIPPED, TO_CODE, Point, Record
 from lvqcodec.batch.room import Room
 from lvqcodec.batch.stores import Store, open_store
 from lvqcodec.catalog import DEFAULT_MODEL, find_model
-from lvqcodec.container import STREAM_VERSION, Header, read_header
+from lvqcodec.container import STREAM_VERSION, Header, read_header, unpack
 from lvqcodec.errors import LvqError, ModelMismatch, UsageError
 from lvqcodec.extras import LOSSLESS
+from lvqcodec.files import FileInTheWay
 from lvqcodec.picture import Picture
 
 AHEAD = 2
@@ -37,8 +39,8 @@ _MOST_DB = 99.0  # what a picture without any error counts as in a mean
 class Settings:
     """What decides the bytes of an output; see `codec.encode`, `target_bpp` is for each picture.
 
-    strip, to_srgb8: see `imageio.load_picture`. decode: the other way, to pictures of this `format`
-    with this `background`, see `imageio.save`.
+    strip, to_srgb8, frame: see `imageio.load_picture`. decode: the other way, to pictures of this
+    `format` with this `background`, see `imageio.save`.
     """
 
     decode: bool = False
@@ -55,6 +57,7 @@ class Settings:
     alpha_quality: int = LOSSLESS
     strip: bool = False
     to_srgb8: bool = False
+    frame: int | None = None
 
     @property
     def suffix(self) -> str:
@@ -82,7 +85,9 @@ class Job:
     """What a worker needs to know: from where to where, how, and with what.
 
     jobs: pictures coded at once by one worker, each by so many `threads`; psnr: whether it is
-    measured; model_digest: in hex, of the model that must be found by its name.
+    measured; overwrite: whether files that no batch wrote are replaced; preserve: whether outputs
+    get mode and time of their sources; model_digest: in hex, of the model that must be found by its
+    name.
     """
 
     source: str
@@ -92,6 +97,8 @@ class Job:
     jobs: int = 1
     threads: int = 1
     psnr: bool = False
+    overwrite: bool = False
+    preserve: bool = False
     model_digest: str | None = None
 
 
@@ -103,9 +110,10 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.source: Store = open_store(job.source)
-        self.destination: Store = open_store(job.destination)
-        self._room = Room(job.jobs, footprint.allowance())
+        self._source: Store = open_store(job.source)
+        self._ledger = Ledger(open_store(job.destination), overwrite=job.overwrite)
+        self._memory = Room(job.jobs + AHEAD, footprint.allowance())
+        self._places = Room(job.jobs, None)
         self._stopped = False
         self._loaded: codec.LoadedModel | None = None
         if not job.settings.decode:
@@ -120,14 +128,18 @@ class Worker:
         """Begin no more files; those in hand are finished, unless they are being searched."""
         self._stopped = True
 
-    def code(self, item: Item, known: Record | None) -> Record | None:
-        """Code a file unless `known` says that it is done; None if stopped before."""
+    def flush(self) -> None:
+        """Leave nothing that a later batch must know in this worker alone."""
+        self._ledger.flush()
+
+    def code(self, item: Item) -> Record | None:
+        """Code a file unless that is done or another is in its output's place; None if stopped."""
         try:
-            return self._code(item, known)
+            return self._code(item)
         except _Stopped:
             return None
         except Exception as error:  # one bad file, whatever is wrong with it, must not end the rest
-            return Record(item.source, item.output, FAILED, error=_explain(error))
+            return refusal(item, error)
 
     def probe(self, item: Item, quality: int, metric: str, known: Point | None) -> Point | None:
         """Measure a picture at a quality unless `known` says it; None if stopped before."""
@@ -138,40 +150,23 @@ class Worker:
         except Exception as error:
             return Point(item.source, quality, metric, error=_explain(error))
 
-    def _code(self, item: Item, known: Record | None) -> Record:
-        data = self.source.read(item.source)
+    def _code(self, item: Item) -> Record:
+        known = self._ledger.find(item.output)
+        data, status = self._source.read(item.source)
         settings = self.job.settings
         digests = _sha256(data), settings.digest(item.quality)
-        if (
-            known is not None
-            and (known.source_sha256, known.settings_sha256) == digests
-            and not (self.job.psnr and known.psnr is None)
-        ):
-            with suppress(OSError):
-                if _sha256(self.destination.read(item.output)) == known.output_sha256:
-                    return replace(known, source=item.source, status=SKIPPED, seconds=0.0)
+        if known is not None and known.covers(*digests, psnr=self.job.psnr):
+            return replace(known, source=item.source, status=SKIPPED, seconds=0.0)
         if settings.decode:
-            header = read_header(data)
-            whole = tiling.region(header, None)
-            with self._room.take(footprint.decoding(header, tiling.choose(header), whole)):
-                start = self._begin()
-                picture = decode_picture(data, self.job.device)
-                seconds = time.perf_counter() - start
-            psnr, quality = None, header.quality
-            output = write_picture(picture, settings)
+            picture, seconds = self._decode(data)
+            psnr, quality = None, read_header(data).quality
+            output, left_out = write_picture(picture, settings)
+            remarks = [f"{settings.format} does not hold {name}" for name in left_out]
         else:
-            picture = read_picture(data, settings)
-            with self._room.take(self._need(picture)):
-                start = self._begin()
-                found = self._encode(picture, item.quality)
-                output, psnr = found.data, found.psnr if item.psnr is None else item.psnr
-                if psnr is None and self.job.psnr:
-                    back = decode_picture(output, self.job.device)
-                    psnr = metrics.psnr(picture.pixels, back.pixels)
-                seconds = time.perf_counter() - start
+            picture, output, psnr, seconds = self._encode(data, item)
             quality = read_header(output).quality
-        self.destination.write(item.output, output)
-        return Record(
+            remarks = list(getattr(picture, "remarks", ()))
+        record = Record(
             source=item.source,
             output=item.output,
             status=DONE,
@@ -182,22 +177,46 @@ class Worker:
             quality=quality,
             psnr=None if psnr == float("inf") else psnr,
             seconds=round(seconds, 4),
+            remarks="; ".join(remarks) or None,
             source_sha256=digests[0],
             output_sha256=_sha256(output),
             settings_sha256=digests[1],
         )
+        self._ledger.put(record, output, like=status, preserve=self.job.preserve)
+        return record
+
+    def _decode(self, data: bytes) -> tuple[Picture, float]:
+        """Return the picture of an .lvq file, and how long that took."""
+        header, sections = unpack(data)
+        cut, _ = tiling.from_sections(header, sections)
+        need = footprint.decoding(header, cut, tiling.region(header, None))
+        with self._memory.take(need), self._places.take(0):
+            start = self._begin()
+            return decode_picture(data, self.job.device), time.perf_counter() - start
+
+    def _encode(self, data: bytes, item: Item) -> tuple[Picture, bytes, float | None, float]:
+        """Return the picture of a file, its .lvq file, its PSNR if known, and how long it took."""
+        with ExitStack() as held:
+            picture = self._read(data, held)
+            start = self._begin()
+            found = self._search(picture, item.quality)
+            psnr = found.psnr if item.psnr is None else item.psnr
+            if psnr is None and self.job.psnr:
+                back = decode_picture(found.data, self.job.device)
+                psnr = metrics.psnr(picture.pixels, back.pixels)
+            return picture, found.data, psnr, time.perf_counter() - start
 
     def _probe(self, item: Item, quality: int, metric: str, known: Point | None) -> Point:
-        data = self.source.read(item.source)
+        data, _ = self._source.read(item.source)
         sha256 = _sha256(data)
         if known is not None and known.source_sha256 == sha256:
             return known
-        picture = read_picture(data, self.job.settings)
-        image = picture.pixels
-        with self._room.take(self._need(picture)):
+        with ExitStack() as held:
+            picture = self._read(data, held)
             self._begin()
-            output = self._encode(picture, quality).data
+            output = self._search(picture, quality).data
             decoded = decode_picture(output, self.job.device).pixels
+            image = picture.pixels
             if metric == "psnr":
                 score: float | None = min(metrics.psnr(image, decoded), _MOST_DB)
             else:
@@ -218,13 +237,21 @@ class Worker:
             settings_sha256=self.job.settings.digest(quality),
         )
 
-    def _need(self, picture: Picture) -> int:
+    def _read(self, data: bytes, held: ExitStack) -> Picture:
+        """Return the picture of a file; `held` are then memory and a place for encoding it."""
+
+        def admit(width: int, height: int, channels: int) -> None:
+            held.enter_context(self._memory.take(self._need(width, height, channels)))
+
+        picture = read_picture(data, self.job.settings, admit)
+        held.enter_context(self._places.take(0))
+        return picture
+
+    def _need(self, width: int, height: int, channels: int) -> int:
         """Bytes that encoding a picture takes, measuring it included."""
         assert self._loaded is not None
-        pixels, settings = picture.pixels, self.job.settings
-        height, width = pixels.shape[:2]
-        model = self._loaded.digest
-        header = Header(width, height, 1 if pixels.ndim == 2 else 3, 0, "z", model)
+        settings = self.job.settings
+        header = Header(width, height, 1 if channels < 3 else 3, 0, "z", self._loaded.digest)
         effort = settings.effort
         if effort is None:
             effort = codec.default_effort(settings.tune, settings.max_seconds)
@@ -236,7 +263,7 @@ class Worker:
         torch.set_num_threads(self.job.threads)  # holds for the calling thread
         return time.perf_counter()
 
-    def _encode(self, picture: Picture, quality: int | None) -> codec.Encoding:
+    def _search(self, picture: Picture, quality: int | None) -> codec.Encoding:
         settings = self.job.settings
         if quality is not None:
             settings = replace(settings, quality=quality)
@@ -246,6 +273,25 @@ class Worker:
     def _look_up(self, progress: object) -> None:
         if self._stopped:
             raise _Stopped
+
+
+def look(item: Item, source: Store, ledger: Ledger, job: Job) -> Record:
+    """Say what a worker would do with a file, as far as that is known without coding it."""
+    try:
+        known = ledger.find(item.output)
+        if known is not None:
+            digests = _sha256(source.read(item.source).data), job.settings.digest(item.quality)
+            if known.covers(*digests, psnr=job.psnr):
+                return replace(known, source=item.source, status=SKIPPED, seconds=0.0)
+    except (LvqError, OSError) as error:
+        return refusal(item, error)
+    return Record(item.source, item.output, TO_CODE)
+
+
+def refusal(item: Item, error: Exception) -> Record:
+    """Return the record of a file that is not coded, whatever the reason."""
+    status = KEPT if isinstance(error, FileInTheWay) else FAILED
+    return Record(item.source, item.output, status, error=_explain(error))
 
 
 class _Stopped(Exception):
@@ -273,9 +319,16 @@ def _explain(error: Exception) -> str:
 # --- the codec, as seen from here ---------------------------------------------------------------
 
 
-def read_picture(data: bytes, settings: Settings) -> Picture:
-    """Return the picture of a file's bytes."""
-    return imageio.load_picture(BytesIO(data), to_srgb8=settings.to_srgb8, stripped=settings.strip)
+def read_picture(
+    data: bytes, settings: Settings, admit: Callable[[int, int, int], None]
+) -> Picture:
+    """Return the picture of a file's bytes, `admit` called with its width, height and channels."""
+    picture = imageio.load_picture(
+        BytesIO(data), frame=settings.frame, to_srgb8=settings.to_srgb8, stripped=settings.strip
+    )
+    height, width = picture.pixels.shape[:2]
+    admit(width, height, 1 if picture.pixels.ndim == 2 else 3)
+    return picture
 
 
 def encode_picture(
@@ -305,8 +358,8 @@ def decode_picture(data: bytes, device: str) -> Picture:
     return codec.decode_picture(data, device=device)
 
 
-def write_picture(picture: Picture, settings: Settings) -> bytes:
-    """Return the bytes of a picture file."""
+def write_picture(picture: Picture, settings: Settings) -> tuple[bytes, Sequence[str]]:
+    """Return the bytes of a picture file, and the names of what was left out of it."""
     file = BytesIO()
-    imageio.save(picture, file, format=settings.format, background=settings.background)
-    return file.getvalue()
+    left_out = imageio.save(picture, file, format=settings.format, background=settings.background)
+    return file.getvalue(), left_out

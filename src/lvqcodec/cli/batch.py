@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import click
@@ -19,12 +21,13 @@ from lvqcodec.cli.common import (
     alpha_quality_option,
     background_option,
     bounded,
-    complain,
     device_option,
     effort_option,
+    interrupted_by,
     lattice_option,
     max_seconds_option,
     model_option,
+    one_line,
     quality_option,
     quiet_option,
     set_up_torch,
@@ -35,10 +38,11 @@ from lvqcodec.cli.common import (
     tune_option,
 )
 from lvqcodec.cli.io import display_name
+from lvqcodec.cli.progress import Display, display
 from lvqcodec.errors import UsageError
 
 _ENCODING_ONLY = (
-    *("quality", "target_size", "target_psnr", "target_bpp", "budget_metric", "effort"),
+    *("quality", "target_size", "target_psnr", "target_bpp", "budget_metric", "effort", "frame"),
     *("max_seconds", "tune", "model", "lattice", "psnr", "alpha_quality", "strip", "to_srgb8"),
 )
 
@@ -69,6 +73,9 @@ _ENCODING_ONLY = (
     help="No files that match; may be given several times.",
 )
 @click.option("--keep-suffix", is_flag=True, help="Name outputs a.png.lvq instead of a.lvq.")
+@click.option("--overwrite", is_flag=True, help="Replace files that lvq batch did not write, too.")
+@click.option("--dry-run", is_flag=True, help="List what would be done, and write nothing.")
+@click.option("--preserve", is_flag=True, help="Give outputs the mode and time of their sources.")
 @quality_option
 @target_size_option
 @target_psnr_option
@@ -93,6 +100,12 @@ _ENCODING_ONLY = (
 @alpha_quality_option
 @strip_option
 @to_srgb8_option
+@click.option(
+    "--frame",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Which frame or page of several, from 1.",
+)
 @device_option
 @click.option("--psnr", is_flag=True, help="Measure the PSNR of each picture.")
 @click.option(
@@ -131,6 +144,9 @@ def batch(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     keep_suffix: bool,
+    overwrite: bool,
+    dry_run: bool,
+    preserve: bool,
     quality: int | None,
     target_size: int | None,
     target_psnr: float | None,
@@ -144,6 +160,7 @@ def batch(
     alpha_quality: int,
     strip: bool,
     to_srgb8: bool,
+    frame: int | None,
     device: str,
     psnr: bool,
     jobs: int | None,
@@ -156,14 +173,16 @@ def batch(
 ) -> None:
     """Encode every picture in the folder SRC to the same place in the folder DST.
 
-    What is there already, from the same bytes with the same settings, is left as it is. A file that
-    cannot be coded is named on stderr and the rest goes on; the exit code is then 1. SRC and DST
-    may be URLs that fsspec knows. One summary line goes to stderr.
+    What is there already, from the same bytes with the same settings, is left as it is, and so is
+    what lvq batch did not write itself. A file that cannot be coded, or has another in its place,
+    is named on stderr and the rest goes on; the exit code is then 1. SRC and DST may be URLs that
+    fsspec knows. One summary line goes to stderr.
     """
     _check_options(ctx, decode)
+    report = "/dev/stdout" if report == "-" else report
+    _check_report(report, destination)
     set_up_torch(device, None)
     from lvqcodec.batch import run as batches
-    from lvqcodec.batch.records import FAILED, Record
     from lvqcodec.batch.work import Job, Settings
 
     settings = Settings(
@@ -181,38 +200,68 @@ def batch(
         alpha_quality=alpha_quality,
         strip=strip,
         to_srgb8=to_srgb8,
+        frame=frame,
     )
+    job = Job(
+        source,
+        destination,
+        settings,
+        device=device,
+        threads=bounded(threads),
+        psnr=psnr,
+        overwrite=overwrite,
+        preserve=preserve,
+    )
+    choice = batches.Choice(include, exclude, keep_suffix)
+    if dry_run:
+        outcome = batches.preview(job, choice)
+        _show_plan(_way(source, destination), outcome, as_json=as_json, quiet=quiet)
+        sys.exit(0 if outcome.whole else 1)
 
-    def say_failure(record: Record) -> None:
-        clear = "\r\033[K" if shown else ""
-        click.echo(clear, nl=False, err=True)
-        complain(f"{display_name(record.source)}: {record.error}")
+    bar = Display(None)
 
-    def meter(results: Any, total: int, label: str) -> AbstractContextManager[Any]:
-        return click.progressbar(results, length=total, label=label, file=sys.stderr, show_pos=True)
+    def tell(record: Any) -> None:
+        if (said := _said(record, quiet)) is not None:
+            bar.say(said)
 
-    shown = sys.stderr.isatty() and not quiet
+    @contextmanager
+    def meter(results: Any, total: int, label: str) -> Iterator[Any]:
+        nonlocal bar
+
+        def counted() -> Iterator[Any]:
+            for done, result in enumerate(results, 1):
+                yield result
+                bar(done / total, f"{done}/{total}")
+
+        try:
+            with display(label, quiet=quiet, keep=True) as bar:
+                yield counted()
+        finally:
+            bar = Display(None)
+
     with redirect_stdout(sys.stderr):  # where Ray says what it has to say
         outcome = batches.run(
-            Job(source, destination, settings, device=device, threads=bounded(threads), psnr=psnr),
-            batches.Choice(include, exclude, keep_suffix),
+            job,
+            choice,
             budget=None if target_bpp is None else batches.Budget(target_bpp, budget_metric),
             engine=engine,
             address=address,
             jobs=jobs,
-            meter=meter if shown else batches.no_meter,
-            complain=say_failure,
+            meter=meter,
+            tell=tell,
         )
     if report is not None:
         files.write(report, outcome.report())
     summary = outcome.to_json()
     if as_json:
-        click.echo(json.dumps(summary))
+        click.echo(json.dumps(summary, allow_nan=False))
     if not quiet:
+        for remarks, count in outcome.remarks().most_common():
+            click.echo(one_line(f"lvq: note: {count} of {outcome.total}: {remarks}"), err=True)
         click.echo(_summary_line(source, destination, summary), err=True)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
-    sys.exit(1 if outcome.count(FAILED) else 0)
+    if outcome.signal is not None:
+        interrupted_by(outcome.signal, "run the same command again to go on")
+    sys.exit(0 if outcome.whole else 1)
 
 
 def _check_options(ctx: click.Context, decode: bool) -> None:
@@ -231,11 +280,80 @@ def _check_options(ctx: click.Context, decode: bool) -> None:
         raise UsageError("--format and --background go with --decode")
     if given(("budget_metric",)) and "--target-bpp" not in rates:
         raise UsageError("--budget-metric goes with --target-bpp")
+    if given(("dry_run",)) and given(("report",)):
+        raise UsageError("--report cannot go with --dry-run, which writes nothing")
+
+
+def _check_report(path: str | None, destination: str) -> None:
+    """Raise UsageError if the report cannot be written; it may lie in DST, which will be made."""
+    if path is not None:
+        folder = os.path.dirname(os.path.realpath(path))
+        files.check(path, parents=folder == os.path.realpath(destination))
+
+
+def _said(record: Any, quiet: bool) -> str | None:
+    """What is said of a record on stderr; None if it is only counted."""
+    from lvqcodec.batch.records import FAILED, IGNORED, KEPT
+    from lvqcodec.batch.stores import NO_FILES
+
+    name = display_name(record.source)
+    if record.status in (FAILED, KEPT):
+        return one_line(f"lvq: error: {name}: {record.error}")
+    if record.status == IGNORED and record.kind in NO_FILES and not quiet:
+        return one_line(f"lvq: note: {name} is left out: it is no file but a {record.kind}")
+    return None
+
+
+def _show_plan(way: str, outcome: Any, *, as_json: bool, quiet: bool) -> None:
+    """Print what a batch would do, each file on a line, and the sums on stderr."""
+    from lvqcodec.batch.records import TO_CODE
+
+    summary = outcome.to_json()
+    verb = "decode" if outcome.decoded else "encode"
+    records = sorted(outcome.records, key=lambda record: record.source)
+    statuses = [verb if record.status == TO_CODE else record.status for record in records]
+    counts = {
+        "files": outcome.total,
+        verb: outcome.count(TO_CODE),
+        **{name: summary[name] for name in ("skipped", "kept", "failed", "ignored")},
+    }
+    if as_json:
+        names = ("source", "output", "kind", "error")
+        plan = [
+            {"status": status, **{name: getattr(record, name) for name in names}}
+            for status, record in zip(statuses, records, strict=True)
+        ]
+        click.echo(json.dumps({"dry_run": True, **counts, "plan": plan}, allow_nan=False))
+        return
+    for status, record in zip(statuses, records, strict=True):
+        words = f"{status:<8}{display_name(record.source)}"
+        if record.output is not None:
+            words += f" -> {display_name(record.output)}"
+        if why := record.error or record.kind:
+            words += f": {why}"
+        click.echo(" ".join(words.splitlines()))
+    if not quiet:
+        facts = [f"{counts[verb]} to {verb}", *_counts(summary, ("skipped", "kept", "failed"))]
+        click.echo(f"{way}: would be {', '.join(facts)}", err=True)
+
+
+def _way(source: str, destination: str) -> str:
+    return f"{display_name(source)} -> {display_name(destination)}"
+
+
+def _counts(summary: dict[str, Any], statuses: Sequence[str]) -> list[str]:
+    """Say how many files ended how, and of which kinds those are that were left out."""
+    from lvqcodec.batch.plan import spell_kinds
+
+    facts = [f"{summary[status]} {status}" for status in statuses]
+    if ignored := summary["ignored"]:
+        facts.append(f"{sum(ignored.values())} ignored ({spell_kinds(ignored)})")
+    return [one_line(fact) for fact in facts]
 
 
 def _summary_line(source: str, destination: str, summary: dict[str, Any]) -> str:
-    names = f"{display_name(source)} -> {display_name(destination)}"
-    facts = [f"{summary[status]} {status}" for status in ("done", "skipped", "failed")]
+    statuses = ("done", "skipped", *(["kept"] if summary["kept"] else []), "failed")
+    facts = _counts(summary, statuses)
     facts.append(f"{summary['bytes_in']:,} -> {summary['bytes_out']:,} bytes")
     if summary["bpp"] is not None:
         facts.append(f"mean {summary['bpp']:.3f} bpp")
@@ -247,4 +365,4 @@ def _summary_line(source: str, destination: str, summary: dict[str, Any]) -> str
         facts.append(f"{budget['gain']:+.3f} over quality {budget['fixed_quality']} for all")
         facts.append(f"which gives {fixed['score']:.3f} at {fixed['bpp']:.3f} bpp")
     facts.append(f"{summary['seconds']:.1f} s")
-    return f"{names}: {', '.join(facts)}"
+    return f"{_way(source, destination)}: {', '.join(facts)}"

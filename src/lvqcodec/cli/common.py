@@ -134,7 +134,12 @@ def _out_of_memory(error: Exception) -> bool:
 
 def complain(message: str) -> None:
     """Say one line of an error on stderr."""
-    click.echo(f"lvq: error: {' '.join(message.split())}", err=True)
+    click.echo(f"lvq: error: {one_line(message)}", err=True)
+
+
+def one_line(message: str) -> str:
+    """Make one line of a message, whatever is in the names that it tells."""
+    return " ".join(message.split())
 
 
 def fail(message: str, code: int) -> NoReturn:
