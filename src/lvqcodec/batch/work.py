@@ -165,7 +165,7 @@ class Worker:
         else:
             picture, output, psnr, seconds = self._encode(data, item)
             quality = read_header(output).quality
-            remarks = list(getattr(picture, "remarks", ()))
+            remarks = list(picture.remarks)
         record = Record(
             source=item.source,
             output=item.output,
@@ -323,12 +323,13 @@ def read_picture(
     data: bytes, settings: Settings, admit: Callable[[int, int, int], None]
 ) -> Picture:
     """Return the picture of a file's bytes, `admit` called with its width, height and channels."""
-    picture = imageio.load_picture(
-        BytesIO(data), frame=settings.frame, to_srgb8=settings.to_srgb8, stripped=settings.strip
+    return imageio.load_picture(
+        BytesIO(data),
+        frame=settings.frame,
+        to_srgb8=settings.to_srgb8,
+        stripped=settings.strip,
+        admit=admit,
     )
-    height, width = picture.pixels.shape[:2]
-    admit(width, height, 1 if picture.pixels.ndim == 2 else 3)
-    return picture
 
 
 def encode_picture(
