@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvqcodec import footprint, ratecontrol, stream, tiling
+from lvqcodec import footprint, guard, ratecontrol, stream, tiling
 from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest
 from lvqcodec.container import (
     MAX_PIXELS,
@@ -116,6 +116,7 @@ def encode(
     ).data
 
 
+@guard.own_torch()
 def encode_image(
     image: Picture | NDArray[np.uint8],
     *,
@@ -221,6 +222,7 @@ def _with_extras(data: bytes, extras: list[Section]) -> bytes:
     return pack(header, [*extras, *(Section(*section) for section in sections.items())])
 
 
+@guard.own_torch()
 def estimate_bits(
     image: NDArray[np.uint8],
     *,
@@ -266,6 +268,7 @@ def decode(
     ).array()
 
 
+@guard.own_torch()
 def decode_picture(
     data: bytes,
     *,

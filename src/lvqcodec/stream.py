@@ -28,6 +28,7 @@ from lvqcodec.container import MAX_PIXELS, MAX_SIDE, Header, pack
 from lvqcodec.distortion import TUNES, weight
 from lvqcodec.entropy.base import MEAN_PARTS
 from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
+from lvqcodec.guard import own_torch
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink, nearest_bin
 from lvqcodec.quantizer import Quantizer
@@ -60,7 +61,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str = "auto") -> LoadedMode
 
 
 @lru_cache(maxsize=4)
-@torch.inference_mode(False)  # a model that is kept must not depend on who asked for it first
+@own_torch()  # a model that is kept must not depend on who asked for it first
 def load_card(card: ModelCard, device: torch.device) -> LoadedModel:
     """Return the model of a card, from memory if it was loaded before."""
     verify_digest(card)
@@ -339,7 +340,7 @@ def open_tile(
 
 def quality_of(header: Header, loaded: LoadedModel) -> Tensor:
     """The quality (1,) of a file, for the networks."""
-    return torch.full((1,), float(header.quality), device=loaded.device)
+    return torch.full((1,), float(header.quality), dtype=torch.float32, device=loaded.device)
 
 
 def _crc(y_hat: Tensor) -> int:

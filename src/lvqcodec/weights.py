@@ -28,7 +28,16 @@ from lvqcodec.model import CodecModel
 
 WEIGHTS_VERSION = "1"
 _MAX_SIZE = 1024
-_MAX_SIZES = {"scales": 16, "block": 8, "depth": 16, "the length of seeds": 32}
+_MAX_SIZES = {
+    "scales": 16,
+    "block": 8,
+    "depth": 16,
+    "the length of seeds": 32,
+    "the length of analysis": 8,
+    "the length of synthesis": 8,
+}
+_MAX_LAYERS = 64  # residual blocks of all levels of a transform
+_MAX_HEADER = 2**22  # bytes
 _AXES = ("transform", "log_step", "entropy", "tables")
 
 
@@ -104,10 +113,10 @@ def unpack_weights(*parts: bytes) -> CodecModel:
         tables = CodingTables.from_arrays({k: v.numpy() for k, v in axes["tables"].items()})
         choices = CodecConfig.from_dict(json.loads(config))
         _check_sizes("codec", choices.to_dict())
-        model = CodecModel(choices, tables)
-        floats = {k: v.float() for k, v in axes["transform"].items()}
-        model.transform.load_state_dict(floats)
-        model.log_step.load_state_dict(axes["log_step"])
+        with torch.device("meta"):  # shapes alone: every tensor is to be one of the file's
+            model = CodecModel(choices, tables)
+        for name, part in (("transform", model.transform), ("log_step", model.log_step)):
+            part.load_state_dict({k: v.float() for k, v in axes[name].items()}, assign=True)
         model.entropy.load_integers(axes["entropy"])
     except (LookupError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -121,7 +130,7 @@ def unpack_weights(*parts: bytes) -> CodecModel:
 def _check_sizes(name: str, value: Any) -> None:
     """Hold the whole numbers of a configuration to what any model may need; raises ModelMismatch.
 
-    They say how much is built before there is a tensor to compare with.
+    They say how many layers are built before there is a tensor to compare with; none is allocated.
     """
     largest = _MAX_SIZES.get(name, _MAX_SIZE)
     if isinstance(value, dict):
@@ -131,12 +140,21 @@ def _check_sizes(name: str, value: Any) -> None:
         _check_sizes(f"the length of {name}", len(value))
         for inner in value:
             _check_sizes(name, inner)
+        if value and isinstance(value[0], tuple):
+            blocks = sum(level[-1] for level in value)
+            if blocks > _MAX_LAYERS:
+                raise ModelMismatch(f"{blocks} blocks of {name} are more than {_MAX_LAYERS}")
     elif isinstance(value, int) and not 0 <= value <= largest:
         raise ModelMismatch(f"{name} = {value} in the weights is beyond 0..{largest}")
 
 
 def _unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a weights file of this version."""
+    length = int.from_bytes(data[:8], "little")
+    if length > _MAX_HEADER:
+        raise ModelMismatch(
+            f"no intact weights file (a header of {length} bytes); install it again"
+        )
     try:
         tensors = load_tensors(data)
         metadata = dict(_read_header(data)[0]["__metadata__"])  # the library's needs a path

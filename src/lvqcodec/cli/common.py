@@ -17,6 +17,7 @@ from lvqcodec import files
 from lvqcodec.catalog import DEFAULT_MODEL
 from lvqcodec.container import MAX_HEADER_BYTES, MAX_PIXELS, read_header
 from lvqcodec.errors import LvqError, UsageError
+from lvqcodec.threads import quiet
 
 FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
 """Of pictures that are written, by suffix."""
@@ -141,12 +142,7 @@ def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 def set_up_torch(device: str, threads: int | None) -> None:
     """Import torch with threads that let others run; UsageError if the device is absent."""
-    # Must precede the first import of torch. Several lvq at once otherwise spin against each
-    # other for the cores (30 times slower on two). GNU's OpenMP may spin for some microseconds:
-    # without, a lone search takes 1.2 to 1.5 times as long; with them, two at once take 1.15 times.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.update(quiet())  # and so those of processes that this one starts
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

@@ -396,4 +396,4 @@ def compand_table() -> Tensor:
         while (1 << (2 * value + 1)) * FRACTION**24 <= power:
             value += 1
         values.append(value)
-    return torch.tensor(values, dtype=torch.float32)
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
