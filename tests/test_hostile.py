@@ -233,7 +233,7 @@ def test_weights_that_are_a_pipe_are_not_waited_for(tmp_path, monkeypatch):
 
     def verify():
         try:
-            catalog.verify_digest(card)
+            catalog.read_files(card)
         except ModelNotFound as error:
             caught.append(str(error))
 

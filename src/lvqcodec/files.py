@@ -33,6 +33,9 @@ _TEMPORARY = re.compile(r"\.lvq-[0-9a-f]{16}\.tmp")
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self))/fd/(\d{1,9})")
 _MAX_LINKS = 40
+_READING = os.O_RDONLY
+for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # no pipe is to hold us up; Windows has text
+    _READING |= getattr(os, _flag, 0)
 _OWNER_WRITES = 0o200
 
 
@@ -114,6 +117,21 @@ def check_folder(folder: StrPath, *, room: int = 1, parents: bool = False) -> No
         file.write(b"\0")  # a full disk, a quota, a mount for reading only show here
     if free < room:
         raise OSError(errno.ENOSPC, f"it needs {room:,} bytes, the disk has {free:,} left")
+
+
+def read_regular(path: StrPath, most: int) -> bytes:
+    """Return the bytes of a regular file, as many as its size says; raises OSError.
+
+    What is none may never end, and so may one that is being written to; one of more than `most`
+    bytes is refused.
+    """
+    with open(os.open(path, _READING), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"{status.st_size} bytes are more than {most}")
+        return file.read(status.st_size)
 
 
 def make_folders(path: StrPath) -> None:

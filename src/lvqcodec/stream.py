@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvqcodec import tiling
-from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_model, verify_digest
+from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_model, read_files
 from lvqcodec.coding.rangecoder import PartialDecoder, SymbolDecoder, SymbolEncoder
 from lvqcodec.config import QUALITIES
 from lvqcodec.container import MAX_PIXELS, MAX_SIDE, Header, pack
@@ -64,8 +64,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str = "auto") -> LoadedMode
 @own_torch()  # a model that is kept must not depend on who asked for it first
 def load_card(card: ModelCard, device: torch.device) -> LoadedModel:
     """Return the model of a card, from memory if it was loaded before."""
-    verify_digest(card)
-    model = unpack_weights(*(path.read_bytes() for path in card.paths)).requires_grad_(False)
+    model = unpack_weights(*read_files(card))
     return LoadedModel(model, bytes.fromhex(card.digest), device)
 
 

@@ -115,8 +115,8 @@ def unpack_weights(*parts: bytes) -> CodecModel:
         _check_sizes("codec", choices.to_dict())
         with torch.device("meta"):  # shapes alone: every tensor is to be one of the file's
             model = CodecModel(choices, tables)
-        for name, part in (("transform", model.transform), ("log_step", model.log_step)):
-            part.load_state_dict({k: v.float() for k, v in axes[name].items()}, assign=True)
+        for axis, module in (("transform", model.transform), ("log_step", model.log_step)):
+            module.load_state_dict({k: v.float() for k, v in axes[axis].items()}, assign=True)
         model.entropy.load_integers(axes["entropy"])
     except (LookupError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
