@@ -12,6 +12,7 @@ may share a transform, two: one with transform.* alone and no configuration, one
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ _MAX_SIZES = {
     "the length of analysis": 8,
     "the length of synthesis": 8,
 }
-_MAX_LAYERS = 64  # residual blocks of all levels of a transform
+_MAX_LAYERS = 2000  # those of the shipped models are up to 450
 _MAX_HEADER = 2**22  # bytes
 _AXES = ("transform", "log_step", "entropy", "tables")
 
@@ -113,6 +114,7 @@ def unpack_weights(*parts: bytes) -> CodecModel:
         tables = CodingTables.from_arrays({k: v.numpy() for k, v in axes["tables"].items()})
         choices = CodecConfig.from_dict(json.loads(config))
         _check_sizes("codec", choices.to_dict())
+        _check_layers(choices)
         with torch.device("meta"):  # shapes alone: every tensor is to be one of the file's
             model = CodecModel(choices, tables)
         for axis, module in (("transform", model.transform), ("log_step", model.log_step)):
@@ -130,7 +132,7 @@ def unpack_weights(*parts: bytes) -> CodecModel:
 def _check_sizes(name: str, value: Any) -> None:
     """Hold the whole numbers of a configuration to what any model may need; raises ModelMismatch.
 
-    They say how many layers are built before there is a tensor to compare with; none is allocated.
+    They say what is built before there is a tensor to compare with.
     """
     largest = _MAX_SIZES.get(name, _MAX_SIZE)
     if isinstance(value, dict):
@@ -140,12 +142,21 @@ def _check_sizes(name: str, value: Any) -> None:
         _check_sizes(f"the length of {name}", len(value))
         for inner in value:
             _check_sizes(name, inner)
-        if value and isinstance(value[0], tuple):
-            blocks = sum(level[-1] for level in value)
-            if blocks > _MAX_LAYERS:
-                raise ModelMismatch(f"{blocks} blocks of {name} are more than {_MAX_LAYERS}")
     elif isinstance(value, int) and not 0 <= value <= largest:
         raise ModelMismatch(f"{name} = {value} in the weights is beyond 0..{largest}")
+
+
+def _check_layers(config: CodecConfig) -> None:
+    """Hold the number of layers, about, to what any model may need; raises ModelMismatch.
+
+    Building one takes time, though it allocates nothing.
+    """
+    levels, entropy = config.transform.analysis + config.transform.synthesis, config.entropy
+    networks = 2 * math.prod(entropy.block)
+    layers = 2 * sum(blocks for _, _, blocks in levels)
+    layers += networks * (2 * entropy.depth + 4 * len(entropy.seeds) + 8)
+    if layers > _MAX_LAYERS:
+        raise ModelMismatch(f"{layers} layers in the weights are more than {_MAX_LAYERS}")
 
 
 def _unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
