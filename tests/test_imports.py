@@ -21,7 +21,7 @@ FLOORS = (
     ("errors", "files", "config", "container", "catalog", "tiling", "footprint", "threads"),
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
-        *("memory", "coding", "coding.tables", "coding.rangecoder"),
+        *("structure", "formats", "memory", "coding", "coding.tables", "coding.rangecoder"),
     ),
     ("guard", "lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
@@ -44,7 +44,10 @@ APART = (
 ONLY = {
     "click": ("cli", "cli.*", "__main__"),
     "constriction": ("coding.rangecoder",),
-    "PIL": ("colour", "extras", "imageio", "metadata", "peers", "plugin", "reader", "training.*"),
+    "PIL": (
+        *("colour", "extras", "formats", "imageio", "metadata", "peers", "plugin", "reader"),
+        "training.*",
+    ),
 }
 # what a module may load inside a function, though its floor has no use for it
 LATE = {"metrics": {"torch"}, "threads": {"torch"}}

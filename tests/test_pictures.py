@@ -6,6 +6,8 @@ python tests/test_pictures.py.
 """
 
 import io
+import json
+import re
 import struct
 from pathlib import Path
 
@@ -13,15 +15,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import make_photograph
-from PIL import Image
-from test_imageio import profile
+from PIL import Image, ImageCms
+from test_imageio import SRGB, grey_profile, profile
 
 from lvqcodec import imageio
 from lvqcodec.cli import main
+from lvqcodec.codec import encode
 from lvqcodec.colour import Colours, stated_to_srgb
+from lvqcodec.errors import UsageError
 from lvqcodec.metadata import parse_exif
 from lvqcodec.metrics import psnr
-from lvqcodec.picture import turn
+from lvqcodec.picture import Picture, turn
 
 PAGE = Path(__file__).parents[1] / "docs" / "PICTURES.md"
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WebP": "webp", "TIFF": "tif"}
@@ -46,6 +50,17 @@ P3 = profile(
         b"gXYZ": xyz(0.2920, 0.6922, 0.0419),
         b"bXYZ": xyz(0.1571, 0.0666, 0.7841),
         **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), SRGB_CURVE),
+    },
+)
+# inks without a curve: a table of two steps an ink, to L* alone
+INKS = profile(
+    b"CMYK",
+    {
+        b"wtpt": xyz(0.9642, 1, 0.8249),
+        b"A2B0": struct.pack(">4s4x4B9i", b"mft1", 4, 3, 2, 0, *(65536, 0, 0, 0) * 2, 65536)
+        + bytes(range(256)) * 4
+        + b"".join(bytes([max(255 - 64 * n.bit_count(), 0), 128, 128]) for n in range(16))
+        + bytes(range(256)) * 3,
     },
 )
 
@@ -108,8 +123,75 @@ METADATA = [*(f"EXIF orientation {n}" for n in range(1, 9)), "ICC P3", "XMP"]
 CELLS = [(kind, form) for kind, (_, _, forms) in SAMPLES.items() for form in forms.split()]
 
 
+# Which profiles come with the pixels, by what these are, and which formats take them back.
+LEFT_OUT = "left out, said"
+SPACES = {"GRAY": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
+PROFILES = {
+    "none": (None, None),
+    "sRGB": (SRGB, "RGB"),
+    "Display P3": (P3, "RGB"),
+    "grey of gamma 2.2": (grey_profile(2.2), "GRAY"),
+    "linear grey": (grey_profile(1), "GRAY"),
+    "CMYK": (INKS, "CMYK"),
+    "unreadable": (b"no profile" * 20, None),
+}
+PALETTE_OF_GREYS = "palette of greys"
+PIXELS = {
+    "L": (lambda: Image.fromarray(GREY), "grey"),
+    "LA": (lambda: Image.fromarray(np.dstack([GREY, MASK])), "grey"),
+    "1": (lambda: Image.fromarray(GREY > 120), "grey"),
+    "I;16": (sixteen, "grey"),
+    "P of greys": (lambda: Image.fromarray(GREY).convert("P"), PALETTE_OF_GREYS),
+    "RGB": (lambda: Image.fromarray(PHOTO), "colours"),
+    "RGBA": (lambda: Image.fromarray(np.dstack([PHOTO, MASK])), "colours"),
+    "P": (lambda: Image.fromarray(PHOTO).quantize(16), "colours"),
+    "CMYK": (lambda: Image.fromarray(PHOTO).convert("CMYK"), "CMYK"),
+}
+CLASSES = ("grey", PALETTE_OF_GREYS, "colours", "CMYK")
+ON_REQUEST = ("I;16", "CMYK")  # read with --to-srgb8
+WRITTEN = ("png", "jpg", "webp", "avif", "tiff", "bmp", "ppm", "pgm")
+ALPHA, NO_PROFILE = ("png", "webp", "avif", "tiff"), ("bmp", "ppm", "pgm")
+
+
+def read_profile(name, pixels):
+    """What becomes of a profile on reading, as the page says it."""
+    data, space = PROFILES[name]
+    fitting = {"grey": ["GRAY"], "colours": ["RGB"], "CMYK": ["CMYK"]}.get(pixels, ["GRAY", "RGB"])
+    told = "-" if data is None else LEFT_OUT
+    if space in fitting:
+        told = "converted by `--to-srgb8`" if pixels == "CMYK" else "kept"
+    if pixels == PALETTE_OF_GREYS:
+        told += ", coded as " + ("RGB" if space == "RGB" else "grey")
+    return told
+
+
+def written_profile(grey, alpha, form):
+    """What becomes of a profile that fits, on writing."""
+    if form in NO_PROFILE or (grey and form == "webp") or (grey and alpha and form == "avif"):
+        return LEFT_OUT
+    return "kept, if this Pillow has grey AVIF" if grey and form == "avif" else "kept"
+
+
+def profile_tables():
+    """The tables of profiles as docs/PICTURES.md has them."""
+    lines = [f"| profile | {' | '.join(CLASSES)} |", "|---" * (len(CLASSES) + 1) + "|"]
+    lines += [
+        f"| {name} | {' | '.join(read_profile(name, pixels) for pixels in CLASSES)} |"
+        for name in PROFILES
+    ]
+    read = "\n".join(lines) + "\n"
+    lines = [f"| pixels | {' | '.join(WRITTEN)} |", "|---" * (len(WRITTEN) + 1) + "|"]
+    for name, grey, alpha in (("grey", 1, 0), ("grey and alpha", 1, 1), ("RGB", 0, 0)):
+        cells = (
+            "refused" if form == "pgm" and not grey else written_profile(grey, alpha, form)
+            for form in WRITTEN
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return read, "\n".join(lines) + "\n"
+
+
 def table():
-    """The table as docs/PICTURES.md has it."""
+    """The table of kinds as docs/PICTURES.md has it."""
     lines = [f"| kind | {' | '.join(FORMATS)} |", "|---" * (len(FORMATS) + 1) + "|"]
     for kind, (_, outcome, forms) in SAMPLES.items():
         cells = (outcome if form in forms.split() else "-" for form in FORMATS)
@@ -125,11 +207,11 @@ def test_the_page_has_this_table():
 
 
 def with_table(text):
-    """The page with its table made anew: the first lines that begin with a bar."""
-    lines = text.splitlines(keepends=True)
-    first = next(n for n, line in enumerate(lines) if line.startswith("|"))
-    last = next(n for n in range(first, len(lines)) if not lines[n].startswith("|"))
-    return "".join(lines[:first]) + table() + "".join(lines[last:])
+    """The page with its tables made anew: the runs of lines that begin with a bar."""
+    tables = iter((table(), *profile_tables()))
+    text = re.sub(r"(?:^\|.*\n)+", lambda _: next(tables), text, flags=re.MULTILINE)
+    assert next(tables, None) is None, "the page lacks a table"
+    return text
 
 
 def lvq(*arguments):
@@ -236,6 +318,76 @@ def test_a_profile_is_converted_on_request(tiny, tmp_path, form):
     assert np.mean(error) < 1 and error.max() <= 8
     assert np.abs(shown.pixels.astype(int) - kept.pixels).max() > 10
     assert through(path, "--to-srgb8").icc is None
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+@pytest.mark.parametrize("name", PROFILES)
+def test_no_profile_of_other_colours_is_read_or_written(kind, name):
+    make, pixels = PIXELS[kind]
+    data, _ = PROFILES[name]
+    file = io.BytesIO()
+    make().save(file, "TIFF" if kind == "CMYK" else "PNG", icc_profile=data)
+    picture = imageio.load_picture(io.BytesIO(file.getvalue()), to_srgb8=kind in ON_REQUEST)
+    outcome = read_profile(name, pixels)
+    assert any("colour profile is left out" in said for said in picture.remarks) == (
+        LEFT_OUT in outcome
+    )
+    converted = kind in ON_REQUEST and name in ("linear grey", "CMYK")
+    assert picture.icc == (data if outcome.startswith("kept") and not converted else None)
+    grey = picture.pixels.ndim == 2
+    assert grey == (pixels == "grey" or outcome.endswith("as grey"))
+    for form in WRITTEN:
+        check_written(picture, form, grey)
+
+
+def check_written(picture, form, grey):
+    """The picture in a format: its profile is of its colours, and what was left out is said."""
+    file = io.BytesIO()
+    background = None if form in ALPHA else "white"
+    if form == "pgm" and not grey:
+        with pytest.raises(UsageError, match=r"PGM holds grey only.*; write ppm or png"):
+            imageio.save(picture, file, form, background=background)
+        return
+    left_out = imageio.save(picture, file, form, background=background)
+    with Image.open(file) as image:
+        found, mode = image.info.get("icc_profile"), image.mode
+    outcome = written_profile(grey, picture.alpha is not None, form)
+    if outcome in ("kept", LEFT_OUT) or picture.icc is None:
+        assert found == (picture.icc if outcome != LEFT_OUT else None), form
+    assert left_out == (["the colour profile"] if picture.icc and not found else [])
+    if found:
+        space = ImageCms.ImageCmsProfile(io.BytesIO(found)).profile.xcolor_space
+        assert space.strip() == ("GRAY" if mode in ("L", "LA", "1") else "RGB"), form
+
+
+def test_a_grey_profile_does_not_follow_onto_a_coloured_background(tiny, tmp_path):
+    path, file, back = tmp_path / "a.png", tmp_path / "a.lvq", tmp_path / "b.png"
+    Image.fromarray(np.dstack([GREY, MASK])).save(path, icc_profile=grey_profile(2.2))
+    assert lvq("encode", path, file, "-m", "tiny").exit_code == 0
+    result = lvq("decode", file, back, "--background", "red")
+    assert "without the colour profile" in result.stderr
+    with Image.open(back) as image:
+        assert image.mode == "RGB" and "icc_profile" not in image.info
+
+
+@pytest.mark.parametrize("profile", [P3, b"no profile" * 20], ids=["RGB", "unreadable"])
+def test_files_that_hold_a_profile_of_other_colours_decode_without_it(tiny, tmp_path, profile):
+    file, back = tmp_path / "a.lvq", tmp_path / "a.png"
+    file.write_bytes(encode(Picture(GREY, icc=profile), model="tiny"))
+    result = lvq("decode", file, back)
+    assert result.exit_code == 0 and "without the colour profile" in result.stderr
+    with Image.open(back) as image:
+        assert image.mode == "L" and "icc_profile" not in image.info
+
+
+def test_what_is_left_out_of_a_picture_is_said(tiny, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(GREY).save(path, icc_profile=P3)
+    said = f"lvq: note: {path}: its colour profile is left out: it is of RGB, the pixels are GRAY\n"
+    assert said in lvq("encode", path, "-m", "tiny").stderr
+    assert "note" not in lvq("encode", path, "-m", "tiny", "--quiet").stderr
+    result = lvq("encode", path, "-m", "tiny", "--json")
+    assert json.loads(result.stdout)["remarks"] == [said.split(": ", 3)[3].strip()]
 
 
 def test_orientation_is_as_viewers_take_it():

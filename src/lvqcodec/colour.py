@@ -7,7 +7,7 @@ and cICP, AVIF nclx), which only that format has. A file that says nothing is sR
 
 from __future__ import annotations
 
-import re
+import struct
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
 from lvqcodec.errors import UnsupportedImage
+from lvqcodec.structure import picture_properties, png_chunks
 
 # Grey of gamma 2.2, in daily use the same as sRGB, is up to 9 of 255 off near black; other
 # primaries (Display P3, Adobe RGB) and other gammas are off by more.
 _COLOUR_TOLERANCE = 9
+
+_SPACES = {"L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}
+"""What profiles call the colours of a mode; RGB for the others."""
 
 _SRGB_GAMMA = 0.45455
 # x and y of white, red, green and blue
 _D65 = (0.3127, 0.329)
 _SRGB_CHROMATICITIES = (*_D65, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 
-# colour primaries and transfer function by the numbers of ITU-T H.273
-_CICP = {
-    "PNG": re.compile(rb"\x04cICP(.)(.)", re.DOTALL),
-    "AVIF": re.compile(rb"colrnclx\0(.)\0(.)", re.DOTALL),
-}
+# colour primaries by the numbers of ITU-T H.273
 _PRIMARIES = {
     1: _SRGB_CHROMATICITIES,
     2: _SRGB_CHROMATICITIES,  # unspecified
@@ -67,20 +67,18 @@ class Colours:
     matrix: NDArray[np.float64]
 
 
-def stated_colours(image: ImageFile.ImageFile, data: bytes) -> Colours | None:
+def stated_colours(image: ImageFile.ImageFile, data: bytes, *, profile: bool) -> Colours | None:
     """Return what a file says without an ICC profile, unless that is sRGB or nothing.
 
-    image: as opened by Pillow; data: the whole file. Raises UnsupportedImage for what cannot be
-    converted, such as HDR.
+    image: as opened by Pillow; data: the whole file; profile: whether there is one that is heeded.
+    Raises UnsupportedImage for what cannot be converted, such as HDR.
     """
-    profile = bool(image.info.get("icc_profile"))
-    codes = _CICP[image.format].search(data) if image.format in _CICP else None
-    if codes:
-        primaries, transfer = codes[1][0], codes[2][0]
+    if codes := _codes(image, data):
+        primaries, transfer = codes
         if transfer in _HDR:
             raise UnsupportedImage(f"the HDR transfer {_HDR[transfer]}; tone-map it to SDR first")
-        # in PNG the numbers come before a profile, in AVIF the profile before the numbers
-        if profile and image.format == "AVIF":
+        # in PNG the numbers come before a profile, elsewhere the profile before the numbers
+        if profile and image.format != "PNG":
             return None
         if primaries in _SRGB_PRIMARIES and transfer in _SRGB_TRANSFERS:
             return None
@@ -98,6 +96,25 @@ def stated_colours(image: ImageFile.ImageFile, data: bytes) -> Colours | None:
         return _colours(f"gamma {gamma}", 1 / gamma if usable else None, matrix if usable else None)
     if not np.allclose(chromaticities, _SRGB_CHROMATICITIES, rtol=0, atol=0.01):
         return _colours("chromaticities of its own", None, matrix)
+    return None
+
+
+def _codes(image: ImageFile.ImageFile, data: bytes) -> tuple[int, int] | None:
+    """Colour primaries and transfer function by the numbers of ITU-T H.273, None if not stated."""
+    if image.format == "PNG":
+        for chunk in png_chunks(data):
+            if chunk.kind == b"cICP" and chunk.end - chunk.start == 4:
+                return data[chunk.start], data[chunk.start + 1]
+    elif image.format in ("AVIF", "HEIF"):
+        for box in picture_properties(data):
+            if box.kind == b"colr" and (found := box.of(data)).startswith(b"nclx"):
+                return struct.unpack_from(">HH", found.ljust(8, b"\0"), 4)
+    elif image.format == "JXL" and (icc := image.info.get("icc_profile")):
+        # its decoder puts the numbers into the profile that it makes of them
+        for at in range(132, 132 + 12 * int.from_bytes(icc[128:132], "big"), 12):
+            if icc[at : at + 4] == b"cicp":
+                start = int.from_bytes(icc[at + 4 : at + 8], "big") + 8
+                return (icc[start], icc[start + 1]) if start + 1 < len(icc) else None
     return None
 
 
@@ -152,6 +169,22 @@ def _to_xyz(chromaticities: tuple[float, ...]) -> NDArray[np.float64]:
     return matrix
 
 
+def profile_space(icc: bytes) -> str | None:
+    """Return the colours that a profile is of, such as GRAY or RGB; None if it cannot be read."""
+    try:
+        return ImageCms.ImageCmsProfile(BytesIO(icc)).profile.xcolor_space.strip()
+    except (ImageCms.PyCMSError, OSError):
+        return None
+
+
+def profile_misfit(icc: bytes, mode: str) -> str | None:
+    """Return why a profile does not fit pixels of a mode (L, RGB, CMYK, ...), None if it does."""
+    space, fitting = profile_space(icc), _SPACES.get(mode, "RGB")
+    if space == fitting:
+        return None
+    return f"it is of {space}, the pixels are {fitting}" if space else "it cannot be read"
+
+
 def means_srgb(icc: bytes) -> bool:
     """Whether a profile shows every colour as sRGB does; one that cannot be read is ignored.
 
@@ -161,7 +194,7 @@ def means_srgb(icc: bytes) -> bool:
     chart = Image.fromarray(np.stack(np.meshgrid(ramp, ramp, ramp), -1).reshape(-1, 16, 3))
     try:
         profile = ImageCms.ImageCmsProfile(BytesIO(icc))
-        if profile.profile.xcolor_space.strip() == "GRAY":
+        if profile_space(icc) == "GRAY":
             chart = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
         shown = _apply(chart, profile)
     except (ImageCms.PyCMSError, OSError):
@@ -173,8 +206,8 @@ def means_srgb(icc: bytes) -> bool:
 def profile_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     """Convert a picture of mode L, RGB, CMYK, LAB or YCbCr to sRGB, L if it was that.
 
-    CMYK without a profile has no colours of its own: it is taken as inks that absorb their
-    complement. Raises UnsupportedImage for a profile that cannot be used.
+    The profile fits the mode. CMYK without a profile has no colours of its own: it is taken as inks
+    that absorb their complement. Raises UnsupportedImage for a profile that cannot be used.
     """
     if image.mode == "LAB":
         return _apply(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
@@ -182,16 +215,12 @@ def profile_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
         image = image.convert("RGB")
         return image if icc is None else profile_to_srgb(image, icc)
     try:
-        profile = ImageCms.ImageCmsProfile(BytesIO(icc))
-        grey = image.mode == "L"
-        if grey and profile.profile.xcolor_space.strip() != "GRAY":
-            image = image.convert("RGB")
-        shown = _apply(image, profile)
+        shown = _apply(image, ImageCms.ImageCmsProfile(BytesIO(icc)))
     except (ImageCms.PyCMSError, OSError) as error:
         raise UnsupportedImage(
             f"a colour profile that cannot be used ({error}); convert it to sRGB first"
         ) from error
-    return shown.getchannel("G") if grey else shown
+    return shown.getchannel("G") if image.mode == "L" else shown
 
 
 def _apply(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:

@@ -2,9 +2,10 @@
 """Pictures in and out of files, through Pillow, and never by a silent conversion."""
 
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,33 +13,48 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from lvqcodec import files
+from lvqcodec.colour import profile_misfit
 from lvqcodec.container import MAX_PIXELS, looks_like
 from lvqcodec.errors import FormatError, LvqError, UnsupportedImage, UsageError
 from lvqcodec.metadata import EXIF_PREFIX, orientation, rewritable, strip, tiff_tags
-from lvqcodec.picture import Picture
-from lvqcodec.reader import READABLE, find_reader, read
+from lvqcodec.picture import Picture, turn_back
+from lvqcodec.reader import READABLE, decode, find_reader, open_picture
 
-SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg"),
+    *(".jxl", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
 """Suffixes of the pictures that are read, in lower case."""
 
-_SIGNATURE_BYTES = 16
+_SIGNATURE_BYTES = 64
 _PATH = (str, os.PathLike)
 
 
 @dataclass(frozen=True)
 class _Format:
-    """A format to write, by Pillow's name, with what it holds beside colours."""
+    """A format to write, by Pillow's name, with what it holds beside colours.
+
+    limits: of so many bytes of a piece of metadata at most.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     holds: tuple[str, ...] = ()
+    limits: dict[str, int] = field(default_factory=dict)
+    grey_only: bool = False
 
 
 _ALL = ("alpha", "icc", "exif", "xmp")
-_JPEG = _Format("JPEG", {"quality": 95, "subsampling": "4:4:4"}, ("icc", "exif", "xmp"))
+_JPEG = _Format(
+    "JPEG",
+    {"quality": 95, "subsampling": "4:4:4"},
+    ("icc", "exif", "xmp"),
+    {"exif": 65527, "xmp": 65502},  # of a segment, less the names
+)
 _TIFF = _Format("TIFF", {}, _ALL)
 # by suffix; lossless, or close to it
 _WRITABLE = {
@@ -51,7 +67,9 @@ _WRITABLE = {
     "tiff": _TIFF,
     "bmp": _Format("BMP"),
     "ppm": _Format("PPM"),
+    "pgm": _Format("PPM", grey_only=True),
 }
+_BROKEN_IF_UNREAD = {*READABLE, "PGM"}
 _NAMES = {"icc": "the colour profile", "exif": "EXIF", "xmp": "XMP"}
 
 
@@ -78,13 +96,17 @@ def load_picture(
     to_srgb8: bool = False,
     stripped: bool = False,
     max_pixels: int = MAX_PIXELS,
+    admit: Callable[[int, int, int], None] | None = None,
 ) -> Picture:
     """Read a picture with its transparency and metadata, samples as stored.
 
-    frame: which frame or page, from 1; needed if there are several. to_srgb8: convert other colours
-    and more bits to 8-bit sRGB instead of refusing them. stripped: see `metadata.strip`. Raises
-    UsageError if there is no such file or frame, FormatError if the file is broken or no picture,
-    and UnsupportedImage if it is of a kind that is not coded or of more than max_pixels.
+    frame: which frame or page, from 1; needed if there are several of which none is the primary
+    one. to_srgb8: convert other colours and more bits to 8-bit sRGB instead of refusing them.
+    stripped: see `metadata.strip`. admit: called with width, height and number of channels (alpha
+    included) before any pixels are decoded; what it raises is let out. What of the file is left
+    out is told in `remarks` of the picture. Raises UsageError if there is no such file or frame,
+    FormatError if the file is broken or no picture, and UnsupportedImage if it is of a kind that is
+    not coded or of more than max_pixels.
     """
     name = _name(source)
     try:
@@ -97,19 +119,30 @@ def load_picture(
         raise UsageError(f"cannot read {name}: {reason}") from error
     if reader is None:
         kind = looks_like(data)
-        if kind and kind.upper() not in READABLE:
+        if kind and kind.upper() not in _BROKEN_IF_UNREAD:
             raise UnsupportedImage(f"{name} is {kind}, which is not read; convert it to PNG first")
         raise FormatError(f"{name} is no intact picture; kinds read: {', '.join(READABLE)}")
+    with _explained(name):
+        opened = open_picture(reader, data, name, frame, max_pixels)
+    if admit is not None:
+        admit(*opened.samples)
+    with _explained(name):
+        picture = decode(opened, to_srgb8)
+    return strip(picture) if stripped else picture
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Raise what reading a file raises as errors that name it."""
     try:
-        picture = read(reader, data, name, frame, to_srgb8, max_pixels)
+        yield
     except UnsupportedImage as error:
         raise UnsupportedImage(f"{name} has {error}") from error
-    except LvqError:
+    except (LvqError, MemoryError):
         raise
     except Exception as error:  # Pillow lets out whatever its parsers stumble over
         reason = str(error) or type(error).__name__
         raise FormatError(f"{name} is damaged or of an unknown kind: {reason}") from error
-    return strip(picture) if stripped else picture
 
 
 def _name(source: str | os.PathLike[str] | BinaryIO) -> str:
@@ -128,8 +161,9 @@ def save(
     `image`: a Picture or an array as `Picture.of` takes it. `format`: a suffix such as "png"; by
     default that of the path, PNG for a stream. JPEG and AVIF are lossy (quality 95, 4:4:4), the
     others lossless. `background`: a colour, as CSS names it, to put behind transparent pixels.
-    What is returned names the metadata that the format does not hold; if an orientation is among
-    it, the pixels are turned. Raises UsageError, for transparency too that the format has not.
+    What is returned names the metadata that the format does not hold, or a colour profile that is
+    of other colours than what is written; if an orientation is among it, the pixels are turned.
+    Raises UsageError, for transparency and colours too that the format has not.
     """
     picture = Picture.of(image)
     pixels = picture.pixels
@@ -149,14 +183,15 @@ def save(
             f"{form.name} holds no transparency; write png, webp, avif or tiff, or put a colour "
             "behind it: --background white"
         )
+    if form.grey_only and picture.pixels.ndim == 3:
+        raise UsageError("PGM holds grey only, and this picture has colours; write ppm or png")
     left_out = [
         name for name in _NAMES if getattr(picture, name) and not _holds(form, name, picture)
     ]
-    if "exif" in left_out or "xmp" in left_out:
-        picture = picture.turned(orientation(picture))
+    picture = _without(picture, left_out)
     file = BytesIO()
     try:
-        options = form.options | _metadata_options(form, picture, left_out)
+        options = form.options | _metadata_options(form, picture)
         Image.fromarray(picture.array()).save(file, form.name, **options)
     except MemoryError:
         raise
@@ -192,20 +227,55 @@ def _flatten(picture: Picture, background: str) -> Picture:
     return replace(picture, pixels=mixed[..., 0] if len(colour) == 1 else mixed, alpha=None)
 
 
+def _without(picture: Picture, left_out: Sequence[str]) -> Picture:
+    """Leave metadata out; what is left of them shows the picture turned as it was."""
+    gone: dict[str, Any] = dict.fromkeys(left_out)
+    bare = replace(picture, **gone)
+    told, left = orientation(picture.exif, picture.xmp), orientation(bare.exif, bare.xmp)
+    if told == left:
+        return bare
+    upright = bare.turned(told)
+    alpha = None if upright.alpha is None else turn_back(upright.alpha, left)
+    return replace(upright, pixels=turn_back(upright.pixels, left), alpha=alpha)
+
+
 def _holds(form: _Format, name: str, picture: Picture) -> bool:
     """Whether a format takes this piece of a picture's metadata."""
+    data = getattr(picture, name)
+    if name not in form.holds or len(data) > form.limits.get(name, len(data)):
+        return False
     if name == "exif" and form.name in ("TIFF", "AVIF"):
-        return rewritable(picture.exif)  # they take it apart
-    if name == "icc" and form.name == "WEBP" and picture.icc:
-        return picture.icc[16:20] != b"GRAY"  # it has no grey
-    return name in form.holds
+        return rewritable(data)  # they take it apart
+    if name == "icc":
+        return profile_misfit(data, "L" if _stays_grey(form, picture) else "RGB") is None
+    return True
 
 
-def _metadata_options(form: _Format, picture: Picture, left_out: Sequence[str]) -> dict[str, Any]:
+def _stays_grey(form: _Format, picture: Picture) -> bool:
+    """Whether grey pixels are written as grey."""
+    if form.name == "WEBP":
+        return False
+    if form.name == "AVIF" and (picture.alpha is not None or not _avif_has_grey()):
+        return False
+    return picture.pixels.ndim == 2
+
+
+@cache
+def _avif_has_grey() -> bool:
+    """Whether this Pillow has grey in AVIF files; older ones write and read it as colour."""
+    file = BytesIO()
+    Image.new("L", (1, 1)).save(file, "AVIF", subsampling="4:0:0")
+    file.seek(0)
+    with AvifImageFile(file) as image:
+        return image.mode == "L"
+
+
+def _metadata_options(form: _Format, picture: Picture) -> dict[str, Any]:
     """What Pillow is to be told to write the metadata."""
-    data = {name: getattr(picture, name) for name in _NAMES if name not in left_out}
-    icc, exif, xmp = (data.get(name) for name in ("icc", "exif", "xmp"))
+    icc, exif, xmp = picture.icc, picture.exif, picture.xmp
     options: dict[str, Any] = {"icc_profile": icc} if icc else {}
+    if form.name == "AVIF" and _stays_grey(form, picture):
+        options["subsampling"] = "4:0:0"
     if form.name == "TIFF":
         return options | {"exif": tiff_tags(exif, xmp)}
     if exif:

@@ -21,6 +21,7 @@ class Picture:
     (H, W), 0 transparent, 255 opaque, not multiplied into the pixels; None if all is opaque. icc: a
     colour profile. exif: a TIFF structure, without the prefix that it has in JPEG files; its
     orientation is one still to be turned to. xmp: a packet in UTF-8. Each None if there is none.
+    remarks: sentences on what its file held and this does not; they are not coded.
     """
 
     pixels: NDArray[np.uint8]
@@ -28,6 +29,7 @@ class Picture:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise UnsupportedImage for an alpha that does not belong to the pixels."""

@@ -8,13 +8,15 @@
 
 Opening reads header and metadata; torch is loaded when the pixels are wanted. Saving takes the
 options of `lvqcodec.encode` by the same names, and `icc_profile`, `exif` and `xmp`; as Pillow's own
-formats do, it takes the profile alone from the image if none is given. Errors are those that
+formats do, it takes the profile alone from the image if none is given. A profile of other colours
+than the pixels is left out, with a warning. Errors are those that
 Pillow's plugins raise: UnidentifiedImageError for what is no lvq file, OSError for a broken one, a
 model that is not installed and a mode that is not coded, ValueError for a wrong option.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from PIL import Image, ImageFile
@@ -75,7 +77,11 @@ class LvqImageFile(ImageFile.ImageFile):
             if sections:
                 from lvqcodec.extras import unpack_extras
 
-                for name, value in unpack_extras(header, sections).items():
+                extras = unpack_extras(header, sections)
+                mode = _MODES[header.channels, alpha]
+                if "icc" in extras and _profile_misfit(extras["icc"], mode):
+                    del extras["icc"]  # whatever saves the picture again would write it
+                for name, value in extras.items():
                     self.info[_INFO[name]] = value
         except FormatError:
             alpha = False  # the file is ours, but broken: loading will say how
@@ -149,8 +155,17 @@ def _to_picture(image: Image.Image, metadata: dict[str, Any]) -> Picture:
     from lvqcodec.picture import Picture
 
     coded = Picture.of(np.array(image))
-    parts = {name: _to_bytes(metadata.get(option)) for name, option in _INFO.items()}
+    parts: dict[str, Any] = {name: _to_bytes(metadata.get(key)) for name, key in _INFO.items()}
+    if parts["icc"] and (misfit := _profile_misfit(parts["icc"], image.mode)):
+        warnings.warn(f"the colour profile is left out: {misfit}", stacklevel=4)
+        parts["icc"] = None
     return Picture(coded.pixels, coded.alpha, **parts)
+
+
+def _profile_misfit(icc: bytes, mode: str) -> str | None:
+    from lvqcodec.colour import profile_misfit
+
+    return profile_misfit(icc, mode.removesuffix("A"))
 
 
 def _to_bytes(value: Any) -> bytes | None:

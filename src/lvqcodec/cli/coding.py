@@ -121,7 +121,8 @@ def encode(
     """Encode the picture IN to the file OUT, with its transparency and metadata.
 
     OUT defaults to IN with the suffix .lvq and replaces a file of that name. `-` is stdin or
-    stdout. PNG, JPEG, WebP, AVIF, BMP, PPM and TIFF are read. One summary line goes to stderr.
+    stdout. PNG, JPEG, WebP, AVIF, BMP, PPM, TIFF and GIF are read, HEIC and JPEG XL with the extra
+    `lvqcodec[formats]`. One summary line goes to stderr, and what of IN is left out.
     """
     rates = {
         "--quality": quality,
@@ -143,6 +144,8 @@ def encode(
         stripped=strip,
         max_pixels=max_pixels,
     )
+    for remark in () if quiet else picture.remarks:
+        click.echo(f"lvq: note: {display_name(source, 'stdin')}: {remark}", err=True)
     height, width = picture.pixels.shape[:2]
     if target_bpp is not None:
         target_size = max(int(target_bpp * height * width / 8), 1)
@@ -188,6 +191,7 @@ def encode(
         "quality": header.quality,
         "lattice": header.lattice,
         "model": model,
+        "remarks": list(picture.remarks),
         "seconds": seconds,
     }
     summarise(source, out, [*words, f"{seconds:.2f} s"], facts if as_json else None, quiet)

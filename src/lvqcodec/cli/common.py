@@ -19,7 +19,7 @@ from lvqcodec.container import MAX_HEADER_BYTES, MAX_PIXELS, read_header
 from lvqcodec.errors import LvqError, UsageError
 from lvqcodec.threads import quiet
 
-FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "tiff"]
+FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "pgm", "tiff"]
 """Of pictures that are written, by suffix."""
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
