@@ -21,7 +21,15 @@ FLOORS = (
     ("errors", "files", "config", "container", "catalog", "tiling", "footprint", "threads"),
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
-        *("structure", "formats", "memory", "coding", "coding.tables", "coding.rangecoder"),
+        *(
+            "structure",
+            "formats",
+            "sources",
+            "memory",
+            "coding",
+            "coding.tables",
+            "coding.rangecoder",
+        ),
     ),
     ("guard", "lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
@@ -46,7 +54,7 @@ ONLY = {
     "constriction": ("coding.rangecoder",),
     "PIL": (
         *("colour", "extras", "formats", "imageio", "metadata", "peers", "plugin", "reader"),
-        "training.*",
+        *("sources", "training.*"),
     ),
 }
 # what a module may load inside a function, though its floor has no use for it
@@ -54,7 +62,17 @@ LATE = {"metrics": {"torch"}, "threads": {"torch"}}
 NUMPY_FROM = 1
 TORCH_FROM = 2
 THIRD_PARTY_BELOW_TORCH = {"numpy", "PIL", "constriction"}
-CLI_TOP = {"", "errors", "files", "container", "catalog", "tiling", "footprint", "threads"}
+CLI_TOP = {
+    "",
+    "errors",
+    "files",
+    "container",
+    "catalog",
+    "config",
+    "tiling",
+    "footprint",
+    "threads",
+}
 # the commands whose bodies may reach into training/
 TRAINING_COMMANDS = ("*train*", "*export*")
 
