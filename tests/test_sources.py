@@ -131,7 +131,7 @@ def test_what_is_no_picture_is_told_what_is(tiny: str, wrong: Any) -> None:
 
 
 def test_files_that_are_no_pictures_are_refused(tiny: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot read .*absent.png"):
+    with pytest.raises(UsageError, match=r"cannot read .*absent.png"):
         encode(tmp_path / "absent.png", model=tiny)
     (tmp_path / "text.png").write_text("text")
     with pytest.raises(FormatError, match="no intact picture"):
@@ -296,11 +296,11 @@ def test_a_picture_is_refused_before_it_is_decoded(
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    with pytest.raises(LvqError, match="16000x16000 needs about .* more than the 477 MiB"):
+    with pytest.raises(LvqError, match=r"16000x16000 needs about .* more than the 477 MiB"):
         encode(path, model=tiny, max_memory=500 * 10**6)
     with Image.open(path) as image, pytest.raises(LvqError, match="16000x16000 needs about"):
         encode(image, model=tiny, max_memory=500 * 10**6)
-    with pytest.raises(AssertionError):
+    with pytest.raises(FormatError, match="it was decoded"):
         encode(path, model=tiny, max_memory=2**40)
 
 
