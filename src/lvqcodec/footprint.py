@@ -76,12 +76,15 @@ def admission(
 
 
 def _work(tiling: Tiling) -> int:
-    height, width = tiling.largest
+    wide = 3 * tiling.window // 2 if len(tiling) > 1 else 0
+    height, width = (
+        max(side, min(wide, whole)) for side, whole in zip(tiling.largest, tiling.size, strict=True)
+    )
     return _TILE * STRIDE**2 * height * width
 
 
 def _band(tiling: Tiling, width: int) -> int:
-    rows, columns = (STRIDE * side + _OVERLAP for side in tiling.largest)
+    rows, columns = (STRIDE * side + _OVERLAP for side in (tiling.held, tiling.largest[1]))
     return _LATENTS * rows * (width + columns)
 
 
