@@ -50,7 +50,7 @@ def test_card(models):
     assert card.paths == (models / "small.safetensors",)
     assert card.raw["rd"] == {"x": 1}
     assert catalog.find_by_digest(bytes.fromhex(digest)[:4]) == card
-    catalog.verify_digest(card)
+    catalog.read_files(card)
 
 
 def test_models_are_listed_by_name(models):
@@ -109,10 +109,10 @@ def test_changed_weights(models):
     card = catalog.find_model("a")
     card.paths[0].write_bytes(b"other")
     with pytest.raises(ModelMismatch, match=r"has digest d9298a10.*install the model again"):
-        catalog.verify_digest(card)
+        catalog.read_files(card)
     card.paths[0].unlink()
     with pytest.raises(ModelNotFound, match=r"cannot read .*a.safetensors: No such file"):
-        catalog.verify_digest(card)
+        catalog.read_files(card)
 
 
 def test_models_share_files(models):
@@ -126,7 +126,7 @@ def test_models_share_files(models):
     assert cards[1].paths == (models / "photo.safetensors", models / "own.safetensors")
     for card, digest in zip(cards, (one, two), strict=True):
         assert catalog.find_by_digest(bytes.fromhex(digest)[:4]) == card
-        catalog.verify_digest(card)
+        catalog.read_files(card)
 
 
 @pytest.mark.parametrize("damaged", ["photo", "own"])
@@ -138,13 +138,13 @@ def test_every_file_of_a_model_counts(models, damaged):
     with pytest.raises(
         ModelMismatch, match=r"photo.safetensors \+ .*own.safetensors has digest .*install"
     ):
-        catalog.verify_digest(card)
+        catalog.read_files(card)
     path.write_bytes(intact)
-    catalog.verify_digest(card)
+    catalog.read_files(card)
     path.unlink()
     assert catalog.find_model("split") == card  # asked for, it says what it lacks
     with pytest.raises(ModelNotFound, match=rf"{damaged}.safetensors: No such.*'split' needs it"):
-        catalog.verify_digest(card)
+        catalog.read_files(card)
 
 
 def test_the_order_of_files_counts(models):
@@ -156,7 +156,7 @@ def test_the_order_of_files_counts(models):
     assert right in text
     path.write_text(text.replace(right, wrong))
     with pytest.raises(ModelMismatch, match="has digest"):
-        catalog.verify_digest(catalog.find_model("split"))
+        catalog.read_files(catalog.find_model("split"))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_files_of_other_folders_are_refused(models, weights):
     path = models / "a.toml"
     path.write_text(f"weights = {weights}\n" + path.read_text())
     with pytest.raises(ModelMismatch, match=r"a.toml is broken: weights .* is no (list|name) of"):
-        catalog.list_models()
+        catalog.find_model("a")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,10 @@ def test_files_of_other_folders_are_refused(models, weights):
         ('digest = "', 'digest = "x', "is no SHA-256"),
         ("digest =", "digest = 7 #", "is broken"),
         ("name =", "name", "is broken"),
+        ('"baseline"', "3", "profile = 3 is no text"),
+        ('"a test"', "['a test']", r"description = \['a test'\] is no text"),
+        ('"a test"', r'"\u001b[2Ja"', r"description = '\\x1b\[2Ja' is not to be printed"),
+        ('"a test"', r'"\u202ea"', r"description = '\\u202ea' is not to be printed"),
     ],
 )
 def test_broken_card(models, old, new, message):
@@ -202,7 +206,75 @@ def test_broken_card(models, old, new, message):
     path = models / "a.toml"
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ModelMismatch, match=message):
-        catalog.list_models()
+        catalog.find_model("a")
+
+
+def test_a_broken_card_names_itself_and_disables_nothing_else(models):
+    digest = install(models, "sound")
+    install(models, "bad", b"other")
+    path = models / "bad.toml"
+    path.write_text(path.read_text().replace("digest =", "digest = 7 #"))
+    assert [card.name for card in catalog.list_models()] == ["sound"]
+    assert catalog.find_model("sound").digest == digest
+    assert catalog.find_by_digest(bytes.fromhex(digest)[:4]).name == "sound"
+    with pytest.raises(ModelMismatch, match=r"bad.toml is broken: digest = 7 is no text"):
+        catalog.find_model("bad")
+    with pytest.raises(ModelNotFound, match=r"installed: sound \(.*\); model card .*bad.toml is"):
+        catalog.find_by_digest(bytes(4))
+    result = CliRunner().invoke(main, ["models"])
+    assert result.exit_code == 0
+    sound, bad = result.stdout.splitlines()
+    assert sound.split()[0] == "sound" and bad.split()[:2] == ["bad", "broken"]
+    facts = json.loads(CliRunner().invoke(main, ["models", "--json"]).stdout)
+    assert facts[1].keys() == {"name", "error"} and "bad.toml" in facts[1]["error"]
+
+
+def test_a_broken_card_hides_what_comes_later(models, tmp_path, monkeypatch):
+    """Another model than the one that was put first would be a surprise."""
+    install(tmp_path / "first", "same")
+    (tmp_path / "first" / "same.toml").write_text("no TOML at all")
+    install(tmp_path / "second", "same")
+    places = [str(tmp_path / name) for name in ("first", "second")]
+    monkeypatch.setenv("LVQ_MODEL_PATH", os.pathsep.join(places))
+    with pytest.raises(ModelMismatch, match="first"):
+        catalog.find_model("same")
+
+
+def test_control_characters_never_reach_the_terminal(models):
+    install(models, "a")
+    hostile = models / "a\x1b[2J\x9b.toml"
+    (models / "a.toml").rename(hostile)
+    (models / "a.safetensors").rename(hostile.with_suffix(".safetensors"))
+    for arguments in (["models"], ["models", "--json"], ["encode", "x.png", "-m", "a\x1b[2J"]):
+        result = CliRunner().invoke(main, arguments)
+        assert result.output.replace("\n", "").isprintable(), arguments
+    with pytest.raises(ModelNotFound) as caught:
+        catalog.find_model("b")
+    assert str(caught.value).isprintable() and r"\x1b[2J\x9b" in str(caught.value)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs a device without end")
+@pytest.mark.parametrize("kind", ["card", "weights"])
+def test_a_device_is_not_read(models, kind):
+    install(models, "a")
+    path = models / ("a.toml" if kind == "card" else "a.safetensors")
+    card = None if kind == "card" else catalog.find_model("a")
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises((ModelMismatch, ModelNotFound), match="no regular file"):
+        catalog.find_model("a") if card is None else catalog.read_files(card)
+
+
+def test_files_are_read_up_to_a_sane_size(models):
+    install(models, "a")
+    with open(models / "a.safetensors", "ab") as file:
+        file.truncate(catalog.MAX_WEIGHTS + 1)  # a hole, which takes no room
+    with pytest.raises(ModelNotFound, match=f"{catalog.MAX_WEIGHTS + 1} bytes are more than"):
+        catalog.read_files(catalog.find_model("a"))
+    with open(models / "a.toml", "ab") as file:
+        file.truncate(2**20 + 1)
+    with pytest.raises(ModelMismatch, match="bytes are more than"):
+        catalog.find_model("a")
 
 
 def test_the_command_lists_files_and_what_is_missing(models):
@@ -222,4 +294,4 @@ def test_shipped_models(monkeypatch):
     cards = catalog.list_models()
     assert len({card.digest[:8] for card in cards}) == len(cards), "a file could mean two models"
     for card in cards:
-        catalog.verify_digest(card)
+        catalog.read_files(card)

@@ -22,8 +22,8 @@ from PIL import Image
 import lvqcodec
 from lvqcodec import files, imageio
 from lvqcodec.cli import main
-from lvqcodec.cli.common import FORCE_THREADS, bounded
 from lvqcodec.container import MAGIC
+from lvqcodec.threads import FORCE_THREADS, bounded
 
 LVQ = f"'{sys.executable}' -m lvqcodec"
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from lvqcodec import effort, metrics, overfit, stream, tiling
 from lvqcodec.codec import encode, encode_image, load_model
+from lvqcodec.config import EFFORTS
 from lvqcodec.container import read_header, unpack
-from lvqcodec.effort import MAX_EFFORT, PLAIN, ROUNDS, encode_plan, search
+from lvqcodec.effort import PLAIN, ROUNDS, encode_plan, search
 from lvqcodec.errors import UsageError
 from lvqcodec.synthesis import decode_tiles
 
@@ -121,7 +122,7 @@ def test_the_search_ends_with_its_time(loaded, photograph):
     picture = photograph(160, 200)
     source = stream.prepare(picture, loaded, 60)
     first = encode_plan(source, PLAIN)
-    late = search(source, MAX_EFFORT, deadline=time.monotonic())
+    late = search(source, EFFORTS[-1], deadline=time.monotonic())
     assert late.data == first.data
     start = time.monotonic()
     found = encode_image(picture, model=loaded, quality=60, max_seconds=1.0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -177,6 +179,8 @@ def test_the_weights_as_they_are_load():
         ({"entropy__scales": 10**9}, "scales = 1000000000"),
         ({"entropy__block": [10**6, 2]}, "block = 1000000"),
         ({"entropy__seeds": [1] * 33}, "the length of seeds = 33"),
+        ({"entropy__block": [8, 8], "entropy__depth": 16}, "6148 layers"),
+        ({"transform__analysis": [[8, 8, 1000]]}, "layers in the weights are more than 2000"),
         ({"lmbda_min": -1.0}, "do not fit"),
         ({"lmbda_min": 1e-300, "lmbda_max": 1e300}, "do not fit"),
         ({"lmbda_min": 0.0}, "do not fit"),
@@ -186,6 +190,45 @@ def test_the_weights_as_they_are_load():
 def test_sizes_that_no_model_has_are_refused_before_it_is_built(change, complaint):
     with pytest.raises(ModelMismatch, match=complaint):
         unpack_weights(with_config(**change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"entropy__hidden": 1024, "entropy__trunk": 1024, "entropy__depth": 16},
+        {"entropy__hidden": 1024, "entropy__block": [8, 8], "entropy__seeds": []},
+        {"transform__latent_channels": 1024},
+        {"transform__analysis": [[8, 1024, 100], [8, 1024, 100]]},
+    ],
+    ids=str,
+)
+def test_nothing_is_allocated_for_a_configuration_that_is_not_the_files(change):
+    """Within the limits of each size, layers of gigabytes were made, and then not found."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import json, resource, test_hostile as t\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    t.unpack_weights(t.with_config(**json.loads(sys.argv[2])))\n"
+        "except t.ModelMismatch:\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", code, os.path.dirname(__file__), json.dumps(change)]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    assert int(done.stdout) < 50_000  # kB
+
+
+def test_a_header_of_any_length_is_not_parsed():
+    with pytest.raises(ModelMismatch, match="a header of 4194305 bytes"):
+        unpack_weights((2**22 + 1).to_bytes(8, "little") + bytes(2**22 + 1))
+
+
+def test_models_are_loaded_without_the_compiler_of_torch(models_folder):
+    """Random numbers on meta would import it, which takes seconds."""
+    code = "import sys, lvqcodec as l; l.load_model('tiny'); print('torch._dynamo' in sys.modules)"
+    environment = os.environ | {"LVQ_MODEL_PATH": str(models_folder)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert done.stdout.split() == [b"False"]
 
 
 @settings(max_examples=100, deadline=None)
@@ -233,7 +276,7 @@ def test_weights_that_are_a_pipe_are_not_waited_for(tmp_path, monkeypatch):
 
     def verify():
         try:
-            catalog.verify_digest(card)
+            catalog.read_files(card)
         except ModelNotFound as error:
             caught.append(str(error))
 

@@ -18,12 +18,16 @@ PACKAGE = Path(lvqcodec.errors.__file__).parent
 
 # from the ground up; a module may import its own floor and those below
 FLOORS = (
-    ("errors", "files", "interrupts", "config", "container", "catalog", "tiling", "footprint"),
+    (
+        *("errors", "files", "interrupts", "config", "container", "catalog", "tiling"),
+        *("footprint", "threads"),
+    ),
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
-        *("structure", "formats", "memory", "coding", "coding.tables", "coding.rangecoder"),
+        *("structure", "formats", "sources", "memory"),
+        *("coding", "coding.tables", "coding.rangecoder"),
     ),
-    ("lattices", "lattices.*", "layers", "integer"),
+    ("guard", "lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
     ("model", "weights", "distortion", "overfit"),
     ("codec", "stream", "synthesis", "effort", "ratecontrol", "training", "training.*"),
@@ -47,15 +51,18 @@ ONLY = {
     "constriction": ("coding.rangecoder",),
     "PIL": (
         *("colour", "extras", "formats", "imageio", "metadata", "peers", "plugin", "reader"),
-        "training.*",
+        *("sources", "training.*"),
     ),
 }
 # what a module may load inside a function, though its floor has no use for it
-LATE = {"metrics": {"torch"}}
+LATE = {"metrics": {"torch"}, "threads": {"torch"}}
 NUMPY_FROM = 1
 TORCH_FROM = 2
 THIRD_PARTY_BELOW_TORCH = {"numpy", "PIL", "constriction"}
-CLI_TOP = {"", "errors", "files", "interrupts", "container", "catalog", "tiling", "footprint"}
+CLI_TOP = {
+    *("", "errors", "files", "interrupts", "container", "catalog", "config", "tiling"),
+    *("footprint", "threads"),
+}
 # the commands whose bodies may reach into training/
 TRAINING_COMMANDS = ("*train*", "*export*")
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peak memory is that of the coding process: all of it, and of no other."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +37,27 @@ def test_what_goes_wrong_in_the_child_is_told(tmp_path: Path) -> None:
     missing = Peer("odd", "ODD", ".odd", (1,), plugin="no_such_plugin")
     with pytest.raises(UsageError, match=r"cannot measure memory .*no_such_plugin"):
         peak_memory(missing, 1, picture, tmp_path, threads=1)
+
+
+def test_modules_of_the_current_folder_do_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, elsewhere = tmp_path / "a.png", tmp_path / "elsewhere"
+    Image.new("L", (8, 8)).save(picture)
+    elsewhere.mkdir()
+    for name in ("pickle", "numpy", "lvqcodec", "PIL"):
+        (elsewhere / f"{name}.py").write_text("raise SystemExit('a stranger')")
+    monkeypatch.chdir(elsewhere)
+    assert min(peak_memory(PEERS["jpeg"], 80, picture, tmp_path, threads=1)) > 5 * MIB
+
+
+def test_every_child_that_is_started_leaves_the_current_folder_alone() -> None:
+    """Interpreters are started with -P or -I, in the library and in its benchmarks."""
+    root = Path(__file__).parents[1]
+    started = 0
+    for path in [*root.glob("src/**/*.py"), *root.glob("bench/*.py")]:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "sys.executable" in line:
+                started += 1
+                assert re.search(r'sys.executable, "-[PI]"', line), (path.name, line)
+    assert started >= 1

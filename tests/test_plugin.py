@@ -258,10 +258,10 @@ def test_an_opened_file_can_be_saved_over_itself(tiny, path):
         assert image.info["quality"] == 10
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "PA", "CMYK", "I", "I;16", "F", "YCbCr", "HSV", "LAB"])
+@pytest.mark.parametrize("mode", ["CMYK", "I", "I;16", "F", "YCbCr", "HSV", "LAB"])
 def test_wrong_modes(tiny, mode, tmp_path):
     image = Image.new(mode, (8, 8))
-    with pytest.raises(OSError, match=f"cannot write mode {mode} as LVQ"):
+    with pytest.raises(OSError, match=f"mode {mode} is not coded"):
         saved(image, model=tiny)
     with pytest.raises(OSError):
         image.save(tmp_path / "x.lvq", model=tiny)

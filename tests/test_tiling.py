@@ -29,6 +29,7 @@ from lvqcodec.container import (
     unpack,
 )
 from lvqcodec.errors import FormatError, LvqError, StreamError, UsageError
+from lvqcodec.synthesis import Synthesis
 from lvqcodec.tiling import Tiling, Window
 from lvqcodec.transforms.lapped import LappedTransform
 
@@ -436,6 +437,38 @@ def test_memory_grows_with_the_tile_and_not_with_the_picture(models_folder, tmp_
     for most, least in zip(whole, cut, strict=True):
         assert most > 40 * 2**20
         assert least < most / 3
+
+
+@pytest.mark.parametrize("region", [None, (40, 333, 700, 130)])
+def test_the_synthesis_of_small_tiles_costs_no_more_than_that_of_larger_ones(
+    loaded, photograph, monkeypatch, region
+):
+    """Window by window of one tile each, the margins of 32 x 32 pixels were 20 times the tiles."""
+    data = encode(photograph(600, 800, channels=1), model=loaded, tile=32, quality=10)
+    looked_at = []
+    show = Synthesis._show
+
+    def watched(synthesis, window):
+        height, width = window.grown(synthesis._reach, synthesis._tiling.size).grid
+        looked_at.append(height * width * tiling.STRIDE**2)
+        show(synthesis, window)
+
+    monkeypatch.setattr(Synthesis, "_show", watched)
+    picture = decode(data, region=region)
+    assert sum(looked_at) < 2.5 * picture.size + 64 * 64
+    whole = decode(data)
+    x, y, width, height = region or (0, 0, 800, 600)
+    difference = whole[y : y + height, x : x + width].astype(int) - picture
+    assert np.abs(difference).max() <= 1
+
+
+def test_what_is_reckoned_for_small_tiles_holds_their_windows():
+    header = Header(4000, 3000, 3, 30, "e8", bytes(4))
+    small, larger = (
+        footprint.decoding(header, tiling.choose(header, side), tiling.region(header, None))
+        for side in (32, 256)
+    )
+    assert small > 0.9 * larger
 
 
 def test_a_picture_that_needs_more_is_refused_before_anything_is_decoded(

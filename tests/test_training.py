@@ -21,7 +21,7 @@ from PIL import Image
 
 import lvqcodec
 from lvqcodec import codec
-from lvqcodec.catalog import find_model, verify_digest
+from lvqcodec.catalog import find_model, read_files
 from lvqcodec.cli import main
 from lvqcodec.coding.tables import LATTICE_MIN_BIN, parametric_tables
 from lvqcodec.errors import ModelMismatch, ModelNotFound, UsageError
@@ -471,7 +471,7 @@ def test_an_exported_model_codes(finished, photograph, tmp_path, monkeypatch):
     assert path == tmp_path / "mine.safetensors"
     monkeypatch.setenv("LVQ_MODEL_PATH", str(tmp_path))
     card = find_model("mine")
-    verify_digest(card)
+    read_files(card)
     raw = tomllib.loads((tmp_path / "mine.toml").read_text("utf-8"))
     assert raw["profile"] == "tiny" and raw["description"] == 'a "quoted" Größe'
     (history,) = raw["training"]
@@ -629,7 +629,7 @@ def test_models_share_a_transform(finished, recipe, pictures, photograph, tmp_pa
     picture = photograph(70, 100)
     for name in ("base", "rich"):
         card = find_model(name)
-        verify_digest(card)
+        read_files(card)
         assert card.raw["weights"] == ["photo.safetensors", f"{name}.safetensors"]
         assert codec.decode(codec.encode(picture, model=name)).shape == picture.shape
 
@@ -677,7 +677,7 @@ def test_a_transform_that_no_other_needs_is_replaced(finished, tmp_path, monkeyp
     after = digests(tmp_path / "models")
     assert after["photo"] != before["photo"] and after["base"] == before["base"]
     monkeypatch.setenv("LVQ_MODEL_PATH", str(tmp_path / "models"))
-    verify_digest(find_model("base"))
+    read_files(find_model("base"))
 
 
 @pytest.mark.parametrize("wrong", ["", "..", "a/b", "/tmp/x", "a\\b"])

@@ -19,6 +19,7 @@ import lvqcodec
 from lvqcodec.errors import UsageError
 from lvqcodec.training.checkpoint import CHECKPOINT, read_checkpoint, read_weights
 from lvqcodec.training.data import CropSampler
+from lvqcodec.training.export import export
 from lvqcodec.training.loop import train
 from lvqcodec.training.ranks import Ranks
 from lvqcodec.training.recipe import Recipe
@@ -163,6 +164,47 @@ def test_what_cannot_be_continued_is_refused(whole, recipe, pictures, tmp_path):
             train(recipe, data=[pictures], out=run, device="cpu", resume=True)
         with pytest.raises(UsageError, match="no intact checkpoint"):
             read_weights(run)
+
+
+def replaced(**changes):
+    """A change of a checkpoint: values by name; None takes one out."""
+    return lambda state: {k: v for k, v in (state | changes).items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda state: [state], "it holds a list"),
+        (lambda state: state["reference"], "it holds a Tensor"),
+        (replaced(model=None), "it lacks 'model'"),
+        (replaced(average=[1, 2]), "'average' is a list"),
+        (replaced(average={"log_step.rows": 3}), "'average' holds what is no tensor"),
+        (replaced(generator="dice"), "'generator' is a str"),
+        (replaced(counters=[1, 2]), r"'counters' are \[1, 2\]"),
+        (replaced(counters=[-1, 0, 0, 0]), "'counters' are"),
+        (replaced(seconds=None), "it lacks 'seconds'"),
+        (replaced(generator=torch.zeros(3)), "another recipe"),
+        (replaced(reference=torch.zeros(3)), "another recipe"),
+        (replaced(counters=[0, 1, 1, 1], optimizers=[{}, {}, {}, {}, {}]), "another recipe"),
+    ],
+    ids=str,
+)
+def test_checkpoints_of_wrong_content_are_refused(
+    whole, recipe, pictures, tmp_path, change, complaint
+):
+    state = torch.load(whole[0] / CHECKPOINT, weights_only=True)
+    torch.save(change(state), tmp_path / CHECKPOINT)
+    (tmp_path / "recipe.toml").write_bytes(recipe.read_bytes())
+    attempts = [
+        lambda: train(recipe, data=[pictures], out=tmp_path, device="cpu", resume=True),
+        lambda: export(tmp_path, name="x", out=tmp_path / "models", device="cpu"),
+    ]
+    if complaint != "another recipe":
+        attempts.append(lambda: read_weights(tmp_path))
+    for attempt in attempts:
+        with pytest.raises(UsageError, match=complaint) as caught:
+            attempt()
+        assert len(str(caught.value).splitlines()) == 1
 
 
 # together

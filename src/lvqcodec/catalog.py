@@ -10,24 +10,28 @@ These are names in the card's own folder. `digest` is the SHA-256, in hex, of th
 files one after the other, in this order.
 """
 
-import errno
 import hashlib
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lvqcodec import files
 from lvqcodec.errors import ModelMismatch, ModelNotFound
 
 DEFAULT_MODEL = "normal"
 MODEL_PATH_VARIABLE = "LVQ_MODEL_PATH"
+MAX_WEIGHTS = 2**30
+"""Bytes of the largest weights file that is read."""
 
 _PACKAGE = Path(__file__).resolve().parent
 _SUFFIX = ".safetensors"
+_MAX_CARD = 2**20  # bytes
 # in no folder, on no system: a card must not reach outside its own
-_PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\x00-\x1f]+")
+_PLAIN_NAME = re.compile(r"(?!\.)[^/\\:]+")
 
 
 @dataclass(frozen=True)
@@ -46,30 +50,48 @@ def list_models() -> list[ModelCard]:
     """Return the installed models by name; the first directory that has a name wins.
 
     Directories are those of LVQ_MODEL_PATH, then the package's own. The weights themselves are
-    not looked at. Raises ModelMismatch for a broken card.
+    not looked at. Models whose cards are broken are left out; `broken_models` has them.
     """
-    cards: dict[str, ModelCard] = {}
+    return [card for card in _survey().values() if isinstance(card, ModelCard)]
+
+
+def broken_models() -> dict[str, ModelMismatch]:
+    """Return what is wrong with the cards that `list_models` leaves out, by name."""
+    return {name: card for name, card in _survey().items() if isinstance(card, ModelMismatch)}
+
+
+def _survey() -> dict[str, ModelCard | ModelMismatch]:
+    """Read all cards, by name in order; the error stands for one that is broken."""
+    found: dict[str, ModelCard | ModelMismatch] = {}
     for directory in _search_path():
         for path in directory.glob("*.toml"):
-            if path.stem not in cards and (card := read_card(path)) is not None:
-                cards[card.name] = card
-    return [cards[name] for name in sorted(cards)]
+            if path.stem in found:
+                continue
+            try:
+                card: ModelCard | ModelMismatch | None = read_card(path)
+            except ModelMismatch as error:
+                card = error
+            if card is not None:
+                found[path.stem] = card
+    return {name: found[name] for name in sorted(found)}
 
 
 def find_model(name: str) -> ModelCard:
-    """Return the model of that name; raises ModelNotFound."""
-    cards = list_models()
-    for card in cards:
-        if card.name == name:
-            return card
-    raise ModelNotFound(f"no model {name!r}; {_installed(cards)}")
+    """Return the model of that name; raises ModelNotFound, ModelMismatch if its card is broken."""
+    cards = _survey()
+    card = cards.get(name)
+    if card is None:
+        raise ModelNotFound(f"no model {name!r}; {_installed(cards)}")
+    if isinstance(card, ModelMismatch):
+        raise card
+    return card
 
 
 def find_by_digest(prefix: bytes) -> ModelCard:
     """Return the model whose digest begins with these bytes; raises ModelNotFound."""
-    cards = list_models()
-    for card in cards:
-        if bytes.fromhex(card.digest).startswith(prefix):
+    cards = _survey()
+    for card in cards.values():
+        if isinstance(card, ModelCard) and bytes.fromhex(card.digest).startswith(prefix):
             return card
     raise ModelNotFound(
         f"the model with digest {prefix.hex()}... is needed; put its card (.toml) and weights "
@@ -78,26 +100,28 @@ def find_by_digest(prefix: bytes) -> ModelCard:
     )
 
 
-def verify_digest(card: ModelCard) -> None:
-    """Hash the weights; raises ModelMismatch if the card differs, ModelNotFound without them."""
-    sha256 = hashlib.sha256()
+def read_files(card: ModelCard) -> list[bytes]:
+    """Return the bytes of the weights files, which are those that the card was written for.
+
+    Raises ModelMismatch if their digest differs, ModelNotFound where they cannot be read.
+    """
+    sha256, parts = hashlib.sha256(), []
     for path in card.paths:
         try:
-            if path.exists() and not path.is_file():  # reading a pipe may take for ever
-                raise OSError(errno.EINVAL, "no regular file")
-            with open(path, "rb") as file:
-                hashlib.file_digest(file, lambda: sha256)
+            parts.append(files.read_regular(path, MAX_WEIGHTS))
+            sha256.update(parts[-1])
         except OSError as error:
             raise ModelNotFound(
                 f"cannot read {path}: {error.strerror}; model {card.name!r} needs it, put it there"
             ) from error
     digest = sha256.hexdigest()
     if digest != card.digest:
-        files = " + ".join(map(str, card.paths))
+        names = " + ".join(map(str, card.paths))
         raise ModelMismatch(
-            f"{files} has digest {digest[:16]}..., its card says {card.digest[:16]}...: "
+            f"{names} has digest {digest[:16]}..., its card says {card.digest[:16]}...: "
             "install the model again"
         )
+    return parts
 
 
 def read_card(path: Path) -> ModelCard | None:
@@ -107,7 +131,7 @@ def read_card(path: Path) -> ModelCard | None:
     """
     own = path.with_suffix(_SUFFIX)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(files.read_regular(path, _MAX_CARD).decode())
     except (OSError, ValueError, RecursionError) as error:
         if not own.is_file():
             return None
@@ -118,6 +142,11 @@ def read_card(path: Path) -> ModelCard | None:
         name, digest, profile, description = (
             raw[key] for key in ("name", "digest", "profile", "description")
         )
+        for key in ("name", "digest", "profile", "description"):
+            if not isinstance(raw[key], str):
+                raise ValueError(f"{key} = {raw[key]!r} is no text")
+            if not raw[key].isprintable():
+                raise ValueError(f"{key} = {raw[key]!r} is not to be printed")
         if name != path.stem:
             raise ValueError(f"name is {name!r}, the file says {path.stem!r}")
         if len(digest) != 64 or len(bytes.fromhex(digest)) != 32:
@@ -132,7 +161,7 @@ def read_card(path: Path) -> ModelCard | None:
 
 def is_plain_name(name: object) -> bool:
     """Whether `name` may be that of a model or file: text that leads into no other folder."""
-    return isinstance(name, str) and _PLAIN_NAME.fullmatch(name) is not None
+    return isinstance(name, str) and name.isprintable() and bool(_PLAIN_NAME.fullmatch(name))
 
 
 def _files(names: object) -> list[str]:
@@ -156,8 +185,9 @@ def _search_path() -> list[Path]:
     return [*(Path(directory) for directory in named if directory), own]
 
 
-def _installed(cards: list[ModelCard]) -> str:
-    """Say what there is and where it was looked for."""
-    names = ", ".join(card.name for card in cards) or "none"
+def _installed(cards: Mapping[str, ModelCard | ModelMismatch]) -> str:
+    """Say what there is and where it was looked for, and what is wrong with it."""
+    names = ", ".join(n for n, card in cards.items() if isinstance(card, ModelCard)) or "none"
     places = ", ".join(str(directory) for directory in _search_path())
-    return f"installed: {names} (in {places})"
+    faults = "".join(f"; {card}" for card in cards.values() if isinstance(card, ModelMismatch))
+    return f"installed: {names} (in {places}){faults}"

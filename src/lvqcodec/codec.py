@@ -11,22 +11,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvqcodec import footprint, ratecontrol, stream, tiling
+from lvqcodec import footprint, guard, ratecontrol, stream, tiling
 from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest
+from lvqcodec.config import EFFORTS, default_effort
 from lvqcodec.container import (
     MAX_PIXELS,
+    Header,
     Section,
     check_limit,
     pack,
+    read_header,
     section_bytes,
     unpack,
     unpack_partial,
 )
-from lvqcodec.effort import MAX_EFFORT, Progress, Report, search
-from lvqcodec.errors import UsageError
+from lvqcodec.effort import Progress, Report, search
+from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.extras import LOSSLESS, pack_extras, unpack_extras
+from lvqcodec.files import Source, read_source
 from lvqcodec.picture import Picture
 from lvqcodec.ratecontrol import Goal
+from lvqcodec.sources import PictureSource, to_picture
 from lvqcodec.stream import LoadedModel, load_model
 from lvqcodec.synthesis import decode_tiles
 
@@ -38,6 +43,7 @@ __all__ = [
     "Progress",
     "decode",
     "decode_picture",
+    "default_effort",
     "encode",
     "encode_image",
     "estimate_bits",
@@ -45,13 +51,6 @@ __all__ = [
 ]
 
 DEFAULT_QUALITY = 50
-
-_TUNED_EFFORT = 3
-
-
-def default_effort(tune: str, max_seconds: float | None) -> int:
-    """Return the effort where none is given: all that fits into a time, some for another tune."""
-    return MAX_EFFORT if max_seconds is not None else _TUNED_EFFORT if tune != "psnr" else 0
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,12 @@ class Encoding:
 
 
 def encode(
-    image: Picture | NDArray[np.uint8],
+    image: PictureSource,
     *,
     model: str | LoadedModel = DEFAULT_MODEL,
     quality: int | None = None,
     target_bytes: int | None = None,
+    target_bpp: float | None = None,
     target_psnr: float | None = None,
     alpha_quality: int = LOSSLESS,
     lattice: str | None = None,
@@ -80,29 +80,35 @@ def encode(
     device: str = "auto",
     report: Report | None = None,
 ) -> bytes:
-    """Compress a picture, uint8 (H, W, 3) sRGB or (H, W) grey, to the bytes of an .lvq file.
+    """Compress a picture to the bytes of an .lvq file.
 
-    With alpha as the last channel it is (H, W, 4) or (H, W, 2); a `Picture` brings metadata too.
+    image: a numpy array, uint8 (H, W, 3) sRGB or (H, W) grey, with alpha as the last channel
+    (H, W, 4) or (H, W, 2); a tensor of torch, uint8 (C, H, W) or (H, W), as torchvision reads them;
+    a `Picture`, which brings metadata too, or a path, a binary file or an image of Pillow, with the
+    metadata that these have. What a file holds beside its picture and is left out is a warning.
 
-    One of three says how large: quality, 0 (smallest) .. 100 (best), 50 by default; target_bytes,
-    the largest file that fits; target_psnr, the smallest file of at least so many dB, over the
-    pixels. alpha_quality: 0 (smallest) .. 100 (lossless), whatever the quality of the pixels.
-    lattice: "e8", "z" or None for the model's own choice. effort: 0 (plain) .. 9 (slowest), how
-    long to search for smaller files. tune: "psnr", or "ms-ssim" for a search for files of which
-    that is high, which takes an effort, by default 3. max_seconds: the search ends then with the
-    best so far; it makes 9 the default effort, which otherwise is 0. `report` is told how the
-    search goes.
+    One of four says how large: quality, 0 (smallest) .. 100 (best), 50 by default; target_bytes or
+    target_bpp (bits a pixel), the best file that fits; target_psnr, the smallest file of at least
+    so many dB, over the pixels. alpha_quality: 0 (smallest) .. 100 (lossless), whatever the quality
+    of the pixels. lattice: "e8", "z" or None for the model's own choice. effort: 0 (plain) .. 9
+    (slowest), how long to search for smaller files. tune: "psnr", or "ms-ssim" for a search for
+    files of which that is high, which takes an effort, by default 3. max_seconds: the search ends
+    then with the best so far; it makes 9 the default effort, which otherwise is 0. `report` is told
+    how the search goes.
     tile: side in pixels of the tiles that are coded on their own, a power of two from 32 to 32768;
     by default 1024 for pictures of more than 2^21 pixels. max_memory: bytes that it may take, by
-    default half of what is available. `device` counts when `model` is a name.
-    Raises UsageError, UnsupportedImage (type, shape or size), ModelNotFound, ModelMismatch, and
-    LvqError for a picture that needs more memory.
+    default half of what is available; a file is not decoded if it would take more. `device` counts
+    when `model` is a name.
+    Raises UsageError, also for what is no picture, UnsupportedImage (type of samples, shape or
+    size), FormatError for a broken file, ModelNotFound, ModelMismatch, and LvqError for a picture
+    that needs more memory.
     """
     return encode_image(
         image,
         model=model,
         quality=quality,
         target_bytes=target_bytes,
+        target_bpp=target_bpp,
         target_psnr=target_psnr,
         alpha_quality=alpha_quality,
         lattice=lattice,
@@ -116,12 +122,14 @@ def encode(
     ).data
 
 
+@guard.own_torch()
 def encode_image(
-    image: Picture | NDArray[np.uint8],
+    image: PictureSource,
     *,
     model: str | LoadedModel = DEFAULT_MODEL,
     quality: int | None = None,
     target_bytes: int | None = None,
+    target_bpp: float | None = None,
     target_psnr: float | None = None,
     alpha_quality: int = LOSSLESS,
     lattice: str | None = None,
@@ -135,39 +143,44 @@ def encode_image(
 ) -> Encoding:
     """Do as `encode`, and tell more of the file."""
     start = time.monotonic()
-    wishes = {"quality": quality, "target_bytes": target_bytes, "target_psnr": target_psnr}
+    wishes = {
+        "quality": quality,
+        "target_bytes": target_bytes,
+        "target_bpp": target_bpp,
+        "target_psnr": target_psnr,
+    }
     given = [name for name, value in wishes.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
     if effort is None:
         effort = default_effort(tune, max_seconds)
-    if not 0 <= effort <= MAX_EFFORT:
-        raise UsageError(f"effort {effort} does not exist: give 0 to {MAX_EFFORT}")
+    if effort not in EFFORTS:
+        raise UsageError(f"effort {effort} does not exist: give 0 to {EFFORTS[-1]}")
     if tune != "psnr" and effort == 0:
         raise UsageError(f"effort 0 does not search, so it tunes nothing for {tune}: give 1 to 9")
     if max_seconds is not None and not max_seconds > 0:
         raise UsageError(f"max_seconds = {max_seconds} must be more than 0")
+    for limit in (target_bytes, target_bpp, target_psnr):
+        if limit is not None and not 0 < limit < math.inf:
+            raise UsageError(f"{given[0]} = {limit} must be more than 0 and finite")
+    weighed = effort > 0 or not (quality is not None or not given)
+    admit = footprint.admission(max_memory, effort, tile=tile, weighed=weighed)
     quality = DEFAULT_QUALITY if quality is None else quality
-    picture = Picture.of(image)
+    picture = to_picture(image, admit)
     pixels = picture.pixels
     stream.check(pixels, quality, tune)
+    height, width = pixels.shape[:2]
+    admit(width, height, (1 if pixels.ndim == 2 else 3) + (picture.alpha is not None))
     extras = pack_extras(picture, alpha_quality)
     goal = None
     if target_bytes is not None:
         goal = Goal("size", target_bytes)
+    elif target_bpp is not None:
+        goal = Goal("size", max(int(target_bpp * height * width / 8), 1))
     elif target_psnr is not None:
         goal = Goal("psnr", target_psnr)
-    if goal is not None and not 0 < goal.limit < math.inf:
-        raise UsageError(f"{given[0]} = {goal.limit} must be more than 0 and finite")
-    loaded = load_model(model, device=device) if isinstance(model, str) else model
+    loaded = _load(model, device)
     original = stream.prepare(pixels, loaded, quality, lattice, tune=tune, tile=tile)
-    weighed = effort > 0 or goal is not None
-    footprint.check(
-        footprint.encoding(original.header, original.tiling, effort, weighed=weighed),
-        max_memory,
-        original.header,
-        remedy="allow for more (--max-memory)" + (", or give a lower effort" if effort else ""),
-    )
     deadline = math.inf if max_seconds is None else start + max_seconds
     if goal is not None:
         found = _reach(
@@ -221,43 +234,74 @@ def _with_extras(data: bytes, extras: list[Section]) -> bytes:
     return pack(header, [*extras, *(Section(*section) for section in sections.items())])
 
 
+@guard.own_torch()
 def estimate_bits(
-    image: NDArray[np.uint8],
+    image: PictureSource,
     *,
     model: str | LoadedModel = DEFAULT_MODEL,
     quality: int = DEFAULT_QUALITY,
     lattice: str | None = None,
     device: str = "auto",
 ) -> float:
-    """Return the model's own estimate of the bits of `encode`'s file, headers left out."""
-    loaded = load_model(model, device=device) if isinstance(model, str) else model
-    return stream.estimate_bits(stream.prepare(image, loaded, quality, lattice))
+    """Return the model's own estimate of the bits of the pixels in `encode`'s file."""
+    pixels, loaded = to_picture(image).pixels, _load(model, device)
+    return stream.estimate_bits(stream.prepare(pixels, loaded, quality, lattice))
+
+
+def _load(model: str | LoadedModel, device: str) -> LoadedModel:
+    """Return the model that is meant."""
+    if isinstance(model, LoadedModel):
+        return model
+    if not isinstance(model, str):
+        raise UsageError(f"model = {model!r} is neither the name of a model nor a loaded one")
+    return load_model(model, device=device)
+
+
+def _load_for(header: Header, model: str | LoadedModel | None, device: str) -> LoadedModel:
+    """Return the model of a file, which is the one that is meant; raises ModelMismatch."""
+    if model is None:
+        return stream.load_card(find_by_digest(header.model), stream.find_device(device))
+    loaded = _load(model, device)
+    if loaded.digest != header.model:
+        name = repr(model) if isinstance(model, str) else "the given one"
+        raise ModelMismatch(
+            f"the file is of the model with digest {header.model.hex()}..., {name} has"
+            f" {loaded.digest.hex()}...: leave model out to use the file's own"
+        )
+    return loaded
 
 
 def decode(
-    data: bytes,
+    data: Source,
     *,
     region: tuple[int, int, int, int] | None = None,
+    model: str | LoadedModel | None = None,
     partial: bool = False,
     max_pixels: int = MAX_PIXELS,
     max_memory: int | None = None,
     device: str = "auto",
     report: Report | None = None,
 ) -> NDArray[np.uint8]:
-    """Decompress the bytes of an .lvq file to uint8 (H, W, 3) or (H, W) for a grey picture.
+    """Decompress an .lvq file to uint8 (H, W, 3) or (H, W) for a grey picture.
 
-    If it has transparency, alpha is one channel more: (H, W, 4) or (H, W, 2).
+    data: bytes, or another buffer of them such as a numpy array of uint8, or a path or a binary
+    file to read them from. If there is transparency, alpha is one channel more: (H, W, 4) or
+    (H, W, 2).
     region: (x, y, width, height) in pixels, of which alone the result is, from the tiles that it
     needs. partial: take data whose end is missing, too; latents that are not there are predicted,
-    and no checksum tells whether those that are there are damaged. max_memory: bytes that it may
-    take, by default half of what is available. `report` is told how far it is.
+    and no checksum tells whether those that are there are damaged. model: a name or a loaded model
+    that must be the file's own; by default that of the installed ones whose digest is in the file.
+    max_memory: bytes that it may take, by default half of what is available. `device` counts unless
+    the model is loaded. `report` is told how far it is.
     Raises FormatError (StreamError) for damaged data, UnsupportedImage for a picture of more than
     max_pixels, before anything of its size is allocated, ModelNotFound, ModelMismatch, UsageError
-    for a region that is not in the picture, and LvqError for one that needs more memory.
+    for a region that is not in the picture and for data that cannot be read, and LvqError for a
+    picture that needs more memory.
     """
     return decode_picture(
         data,
         region=region,
+        model=model,
         partial=partial,
         max_pixels=max_pixels,
         max_memory=max_memory,
@@ -266,10 +310,12 @@ def decode(
     ).array()
 
 
+@guard.own_torch()
 def decode_picture(
-    data: bytes,
+    data: Source,
     *,
     region: tuple[int, int, int, int] | None = None,
+    model: str | LoadedModel | None = None,
     partial: bool = False,
     max_pixels: int = MAX_PIXELS,
     max_memory: int | None = None,
@@ -277,11 +323,12 @@ def decode_picture(
     report: Report | None = None,
 ) -> Picture:
     """Do as `decode`, and return the metadata as well."""
+    data = read_source(data, look=read_header)  # what is none, and may never end, is not read
     header, sections, missing = unpack_partial(data) if partial else (*unpack(data), 0)
     check_limit(header.width, header.height, max_pixels)
     layout, tiles, whole = tiling.from_partial(header, sections, missing)
     shown = tiling.region(header, region)
-    loaded = stream.load_card(find_by_digest(header.model), stream.find_device(device))
+    loaded = _load_for(header, model, device)
     for index, tile in enumerate(tiles[:whole]):
         stream.open_tile(tile, loaded, layout[index].grid)  # a size that is none shows here
     need = footprint.decoding(header, layout, shown)

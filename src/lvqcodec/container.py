@@ -147,6 +147,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from lvqcodec.errors import FormatError, UnsupportedImage
+from lvqcodec.files import Source, read_source
 
 MAGIC = b"\x8bLVQ\r\n\x1a\n"
 CONTAINER_VERSION = 1
@@ -326,12 +327,13 @@ def unpack_partial(data: bytes) -> tuple[Header, dict[int, bytes], int]:
     return header, sections, 0
 
 
-def read_header(data: bytes) -> Header:
-    """Return the header of a file of which at least the first MAX_HEADER_BYTES are given.
+def read_header(source: Source) -> Header:
+    """Return the header of an lvq file: bytes, at least the first MAX_HEADER_BYTES, or a file.
 
-    The sections are not looked at. Raises FormatError.
+    See `files.read_source` for what is taken. The sections are not looked at, and of a file no more
+    is read. Raises FormatError, UsageError.
     """
-    return _parse_header(data)[0]
+    return _parse_header(read_source(source, MAX_HEADER_BYTES))[0]
 
 
 def read_beside(file: BinaryIO) -> tuple[Header, dict[int, bytes]]:

@@ -36,14 +36,12 @@ from lvqcodec.synthesis import Synthesis
 from lvqcodec.tiling import STRIDE, Window
 
 ROUNDS = (0, 1, 1, 2, 4, 8, 16, 32, 64, 96)
-"""Rounds of every effort; that of effort 1 looks at the distortion alone.
+"""Rounds of every effort of `config.EFFORTS`; that of effort 1 looks at the distortion alone.
 
 The last would double too, but for that it is to end within three minutes for 0.4 megapixels.
 """
 
 _FEW = 4  # rounds of the longest search for which moves that hardly get shorter are better
-
-MAX_EFFORT = len(ROUNDS) - 1
 
 PART = 768
 """Side of the parts, margins left out, in which tiles of more than 1.5 such are searched."""
@@ -142,7 +140,7 @@ def encode_plan(original: Original, plan: Plan) -> Candidate:
 def search(
     original: Original, effort: int, *, deadline: float = float("inf"), report: Report | None = None
 ) -> Candidate:
-    """Return the best file that an effort of 0..9 finds before `deadline` (time.monotonic)."""
+    """Return the best file that an effort of EFFORTS finds before `deadline` (time.monotonic)."""
     start = time.monotonic()
     first = encode_plan(original, PLAIN)
     if effort == 0:

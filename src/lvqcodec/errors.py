@@ -2,10 +2,24 @@
 """Everything that can go wrong, one class per exit code (imports nothing)."""
 
 
+def printable(text: str) -> str:
+    """Return text in which what is not to be printed, such as control characters, is spelled."""
+    if text.isprintable():
+        return text
+    parts = (
+        c if c.isprintable() else c.encode("unicode-escape", "surrogatepass").decode() for c in text
+    )
+    return "".join(parts)
+
+
 class LvqError(Exception):
     """Base of every error that lvqcodec raises itself; `exit_code` is what `lvq` exits with."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """What was wrong, in one line that is safe to print, whatever a file put into it."""
+        return printable(" ".join(super().__str__().split()))
 
 
 class UsageError(LvqError):

@@ -15,10 +15,10 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lvqcodec.errors import UsageError
 
@@ -28,11 +28,18 @@ except ImportError:  # Windows, where a file that is open cannot be removed
     fcntl = None  # type: ignore[assignment]
 
 StrPath = str | os.PathLike[str]
+Source = bytes | bytearray | memoryview | StrPath | BinaryIO | Any
+"""Bytes or where to read them; the last is any buffer of them, such as a numpy array of uint8."""
 
 _TEMPORARY = re.compile(r"\.lvq-[0-9a-f]{16}\.tmp")
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self))/fd/(\d{1,9})")
 _MAX_LINKS = 40
+_BYTES = ("B", "b", "c")  # as buffers call their items
+_HEAD = 64  # bytes, the beginning of a file
+_READING = os.O_RDONLY
+for _flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # no pipe is to hold us up; Windows has text
+    _READING |= getattr(os, _flag, 0)
 _OWNER_WRITES = 0o200
 _PLAIN = (
     getattr(os, "O_CLOEXEC", 0)
@@ -130,6 +137,73 @@ def check_folder(folder: StrPath, *, room: int = 1, parents: bool = False) -> No
         file.write(b"\0")  # a full disk, a quota, a mount for reading only show here
     if free < room:
         raise OSError(errno.ENOSPC, f"it needs {room:,} bytes, the disk has {free:,} left")
+
+
+def read_source(
+    source: Any, most: int = -1, look: Callable[[bytes], object] | None = None
+) -> bytes:
+    """Return what a `Source` holds, at most `most` bytes unless -1.
+
+    look: is given the beginning of a file before the rest is read; what it raises is let out.
+    Raises UsageError for what holds no bytes and what cannot be read.
+    """
+    if isinstance(source, str | os.PathLike):
+        try:
+            with open(source, "rb") as file:
+                return _read_stream(file, most, look, _name(source))
+        except (OSError, ValueError) as error:
+            raise _unreadable(_name(source), error) from error
+    if callable(getattr(source, "read", None)):
+        return _read_stream(source, most, look, "the file")
+    try:
+        view = memoryview(source)
+    except TypeError:
+        view = None
+    if view is None or view.format not in _BYTES:
+        raise UsageError(
+            f"a {type(source).__name__} holds no file: give bytes, a buffer of them such as a numpy"
+            " array of uint8, a path or a binary file"
+        )
+    data = source if isinstance(source, bytes) else view.tobytes()
+    return data if most < 0 else data[:most]
+
+
+def _read_stream(
+    file: BinaryIO, most: int, look: Callable[[bytes], object] | None, name: str
+) -> bytes:
+    wanted = _HEAD if most < 0 else most
+    try:
+        data = part = file.read(wanted)
+        if not isinstance(data, bytes):
+            raise UsageError(f'{name} gives no bytes: open it as binary, with "rb"')
+        while part and len(data) < wanted:  # as of a pipe that is not buffered
+            part = file.read(wanted - len(data))
+            data += part
+        if look is not None:
+            look(data)
+        return data + file.read() if most < 0 else data
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: OSError | ValueError) -> UsageError:
+    reason = _reason(error) if isinstance(error, OSError) else error
+    return UsageError(f"cannot read {name}: {reason}")
+
+
+def read_regular(path: StrPath, most: int) -> bytes:
+    """Return the bytes of a regular file, as many as its size says; raises OSError.
+
+    What is none may never end, and so may one that is being written to; one of more than `most`
+    bytes is refused.
+    """
+    with open(os.open(path, _READING), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"{status.st_size} bytes are more than {most}")
+        return file.read(status.st_size)
 
 
 def make_folders(path: StrPath) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lvqcodec.container import Header
 from lvqcodec.errors import LvqError
-from lvqcodec.tiling import STRIDE, Tiling, Window
+from lvqcodec.tiling import STRIDE, Tiling, Window, choose
 
 SHARE = 0.5
 """Of the memory that is available, what coding may take unless told otherwise."""
@@ -27,7 +27,8 @@ _SEARCH = 2048  # bytes a pixel of the part at work, of efforts above 1
 _CORRECTION = 200  # the same, of effort 1
 _PART = 1024**2  # pixels of the largest part
 _OVERLAP = 2 * 128  # pixels in height of the latents that are held beside a row of tiles
-_FILE = 10  # bytes a pixel, the copies on the way from and to a picture file
+_FILE = 10  # bytes a pixel, the copies on the way to a picture file
+_SOURCE = {1: 16, 2: 24, 3: 16, 4: 24}  # the same from one, by its channels; grey may have 16 bits
 
 
 def decoding(header: Header, tiling: Tiling, region: Window) -> int:
@@ -38,24 +39,72 @@ def decoding(header: Header, tiling: Tiling, region: Window) -> int:
     return _BASE + header.channels * pixels + max(work, _FILE * pixels)
 
 
-def encoding(header: Header, tiling: Tiling, effort: int = 0, *, weighed: bool = False) -> int:
-    """Bytes that encoding takes, picture file included; weighed: our file is decoded as well."""
+def encoding(
+    header: Header, tiling: Tiling, effort: int = 0, *, weighed: bool = False, alpha: bool = False
+) -> int:
+    """Bytes that encoding takes, picture file included; weighed: our file is decoded as well.
+
+    alpha: whether there is transparency.
+    """
     pixels = header.width * header.height
+    channels = header.channels + alpha
     work = _work(tiling)
     if weighed:
         work += _band(tiling, header.width)
     if effort:
         work += (_SEARCH if effort > 1 else _CORRECTION) * min(pixels, _PART) + _MOVES * pixels
-    return _BASE + header.channels * pixels + max(work, _FILE * pixels)
+    return _BASE + max(channels * pixels + work, _SOURCE[channels] * pixels)
+
+
+def encoding_of(
+    width: int,
+    height: int,
+    channels: int,
+    effort: int = 0,
+    *,
+    tile: int | None = None,
+    weighed: bool = False,
+) -> int:
+    """Do as `encoding` by what is known of a picture before it is decoded.
+
+    channels: 1 to 4, alpha included; tile: as of `tiling.choose`.
+    """
+    header = _header_of(width, height, channels)
+    tiling = choose(header, tile)
+    return encoding(header, tiling, effort, weighed=weighed, alpha=channels in (2, 4))
+
+
+def _header_of(width: int, height: int, channels: int) -> Header:
+    return Header(width, height, 1 if channels < 3 else 3, 0, "z", bytes(4))  # of any quality
+
+
+def admission(
+    max_memory: int | None, effort: int = 0, *, tile: int | None = None, weighed: bool = False
+) -> Callable[[int, int, int], None]:
+    """Return what raises LvqError for a picture that takes too much memory to encode.
+
+    It takes width, height and channels as `encoding_of`, whose the other arguments are, too.
+    max_memory: as of `check`.
+    """
+    remedy = "allow for more (--max-memory)" + (", or give a lower effort" if effort else "")
+
+    def admit(width: int, height: int, channels: int) -> None:
+        need = encoding_of(width, height, channels, effort, tile=tile, weighed=weighed)
+        check(need, max_memory, _header_of(width, height, channels), remedy=remedy)
+
+    return admit
 
 
 def _work(tiling: Tiling) -> int:
-    height, width = tiling.largest
+    wide = 3 * tiling.window // 2 if len(tiling) > 1 else 0
+    height, width = (
+        max(side, min(wide, whole)) for side, whole in zip(tiling.largest, tiling.size, strict=True)
+    )
     return _TILE * STRIDE**2 * height * width
 
 
 def _band(tiling: Tiling, width: int) -> int:
-    rows, columns = (STRIDE * side + _OVERLAP for side in tiling.largest)
+    rows, columns = (STRIDE * side + _OVERLAP for side in (tiling.held, tiling.largest[1]))
     return _LATENTS * rows * (width + columns)
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lvqcodec.errors import ModelMismatch
-from lvqcodec.layers import QualityTable, floor_ste, round_ste
+from lvqcodec.layers import QualityTable, begin_randomly, floor_ste, round_ste
 
 Mode = Literal["float", "simulate", "exact"]
 
@@ -86,10 +86,11 @@ class IntegerLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels_out, channels_in))
-        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        begin_randomly(self.weight)
         self.bias = QualityTable(nodes, channels_out)
         bits = [out_bits] * channels_out if isinstance(out_bits, int) else out_bits
-        self.register_buffer("out_bits", torch.tensor(bits, dtype=torch.float32), persistent=False)
+        steps = torch.tensor(bits, dtype=torch.float32, device="cpu")
+        self.register_buffer("out_bits", steps, persistent=False)
         self.low, self.high, self.reach = low, high, reach
         self.mode: Mode = "float"
 

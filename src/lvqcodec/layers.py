@@ -44,6 +44,12 @@ def floor_ste(x: Tensor) -> Tensor:
     return straight_through(torch.floor(x), x)
 
 
+def begin_randomly(weight: Tensor) -> None:
+    """Fill a weight as networks of ReLUs begin (He et al., 2015); one on meta has no values."""
+    if not weight.is_meta:  # there it would import the compiler of torch, for seconds
+        nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+
 class QualityTable(nn.Module):
     """A vector per quality: `nodes` learned rows at evenly spaced qualities, linear in between."""
 
@@ -72,8 +78,8 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.bias = QualityTable(nodes, channels)
         self.gain = QualityTable(nodes, channels, value=1.0)
-        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
-        nn.init.kaiming_normal_(self.conv2.weight, nonlinearity="relu")
+        begin_randomly(self.conv1.weight)
+        begin_randomly(self.conv2.weight)
         # a chain of blocks starts near the identity: the variance does not grow with depth
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
         self.conv2.weight.data.mul_(0.2)

@@ -53,7 +53,8 @@ def peak_memory(
 
 def _run(task: tuple[object, ...], threads: int) -> int:
     child = subprocess.run(
-        [sys.executable, "-c", _CHILD],
+        # -P: what lies in the current folder is no part of us, whatever it is called
+        [sys.executable, "-P", "-c", _CHILD],
         input=pickle.dumps(task),
         capture_output=True,
         check=False,

@@ -16,7 +16,6 @@ installed and a mode that is not coded, ValueError for a wrong option.
 
 from __future__ import annotations
 
-import warnings
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from PIL import Image, ImageFile
@@ -34,19 +33,16 @@ from lvqcodec.errors import FormatError, LvqError, UsageError
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-    from lvqcodec.picture import Picture
-
 FORMAT = "LVQ"
 MIME_TYPE = "image/x-lvq"
 
 _MODES = {(1, False): "L", (1, True): "LA", (3, False): "RGB", (3, True): "RGBA"}
 """By the number of channels and whether there is alpha."""
-_INFO = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}
-"""What metadata are called by Pillow, in `info` and as options of saving."""
 _OPTIONS = (
     "model",
     "quality",
     "target_bytes",
+    "target_bpp",
     "target_psnr",
     "alpha_quality",
     "lattice",
@@ -75,14 +71,16 @@ class LvqImageFile(ImageFile.ImageFile):
             _, sections = read_beside(cast("BinaryIO", self.fp))
             alpha = sections.pop(SECTION_ALPHA, None) is not None
             if sections:
+                from lvqcodec.colour import profile_misfit
                 from lvqcodec.extras import unpack_extras
+                from lvqcodec.sources import METADATA
 
                 extras = unpack_extras(header, sections)
                 mode = _MODES[header.channels, alpha]
-                if "icc" in extras and _profile_misfit(extras["icc"], mode):
+                if "icc" in extras and profile_misfit(extras["icc"], mode.removesuffix("A")):
                     del extras["icc"]  # whatever saves the picture again would write it
                 for name, value in extras.items():
-                    self.info[_INFO[name]] = value
+                    self.info[METADATA[name]] = value
         except FormatError:
             alpha = False  # the file is ours, but broken: loading will say how
         self._size = header.width, header.height
@@ -132,51 +130,17 @@ def _accept(prefix: bytes) -> bool:
 
 def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     given = image.encoderinfo
-    picture = _to_picture(image, {"icc_profile": image.info.get("icc_profile")} | given)
     from lvqcodec import codec
+    from lvqcodec.sources import from_pillow
 
     try:
+        picture = from_pillow(image, {"icc_profile": image.info.get("icc_profile")} | given)
         data = codec.encode(picture, **{name: given[name] for name in _OPTIONS if name in given})
     except UsageError as error:
         raise ValueError(str(error)) from error
     except LvqError as error:
         raise OSError(str(error)) from error
     fp.write(data)
-
-
-def _to_picture(image: Image.Image, metadata: dict[str, Any]) -> Picture:
-    """Return what is coded of an image; OSError for a mode that is not."""
-    if image.mode not in _MODES.values():
-        raise OSError(f"cannot write mode {image.mode} as {FORMAT}")
-    if "transparency" in image.info and not image.mode.endswith("A"):
-        raise OSError(f"cannot write a transparent colour as {FORMAT}: convert to RGBA")
-    import numpy as np
-
-    from lvqcodec.picture import Picture
-
-    coded = Picture.of(np.array(image))
-    parts: dict[str, Any] = {name: _to_bytes(metadata.get(key)) for name, key in _INFO.items()}
-    if parts["icc"] and (misfit := _profile_misfit(parts["icc"], image.mode)):
-        warnings.warn(f"the colour profile is left out: {misfit}", stacklevel=4)
-        parts["icc"] = None
-    return Picture(coded.pixels, coded.alpha, **parts)
-
-
-def _profile_misfit(icc: bytes, mode: str) -> str | None:
-    from lvqcodec.colour import profile_misfit
-
-    return profile_misfit(icc, mode.removesuffix("A"))
-
-
-def _to_bytes(value: Any) -> bytes | None:
-    """Return metadata as they are coded: EXIF without its prefix, none if empty."""
-    from lvqcodec.metadata import EXIF_PREFIX
-
-    if isinstance(value, Image.Exif):
-        value = value.tobytes()
-    if isinstance(value, str):
-        value = value.encode()
-    return bytes(value).removeprefix(EXIF_PREFIX) or None if value else None
 
 
 Image.register_open(FORMAT, LvqImageFile, _accept)

@@ -127,7 +127,7 @@ class Quantizer:
     def histograms(self, j: Tensor, bins: Tensor, x: Tensor) -> Histograms:
         """Counts of what was chosen for residuals x (M,), to be added up for `fit_tables`."""
         cells = _cells(self._kinds(bins), bins, j).cpu().numpy()
-        offsets = (j.sign() * (j / 2 - x)).cpu().numpy()
+        offsets = (j.sign() * (j.float() / 2 - x)).cpu().numpy()
         shape = (2, NUM_BINS, EDGE + 1)
         counts = np.bincount(cells, minlength=math.prod(shape))
         sums = np.bincount(cells, offsets, minlength=math.prod(shape)).astype(np.float64)
@@ -165,7 +165,8 @@ class Quantizer:
         """Squared error + rdo_lambda * bits of j, the others broadcast to it."""
         cells = _cells(kind, bins, j)
         bits, offset = (table.to(j.device).take(cells) for table in (self._costs, self._offsets))
-        error = j / 2 - x - j.sign() * offset / FRACTION
+        # not of whole numbers: their quotient has the default dtype, which is the caller's
+        error = j.float() / 2 - x - (j.sign() * offset).float() / FRACTION
         return error.square_().addcmul_(bits, rdo_lambda)
 
     def _choose_scalars(self, x: Tensor, bins: Tensor, rdo_lambda: Tensor) -> Tensor:

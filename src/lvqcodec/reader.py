@@ -164,7 +164,7 @@ def decode(opened: Opened, to_srgb8: bool = False) -> Picture:
     remarks += [remark] if remark else []
     if image.format in UPRIGHT and "jpeg" not in image.info:
         turned = orientation(exif, xmp)
-    expanded, alpha = _expand(image, data, space)
+    expanded, alpha = expand(image, space, data)
     if icc and (misfit := profile_misfit(icc, expanded.mode)):
         remarks.append(f"its colour profile is left out: {misfit}")
         icc = None
@@ -361,12 +361,13 @@ def _is_deep(image: ImageFile.ImageFile, data: bytes) -> bool:
     return image.format == "PNG" and isinstance(arguments, str) and arguments.endswith(";16B")
 
 
-def _expand(
-    image: ImageFile.ImageFile, data: bytes, space: str | None
+def expand(
+    image: Image.Image, space: str | None, data: bytes = b""
 ) -> tuple[Image.Image, NDArray[np.uint8] | None]:
     """Return a decoded picture in L, RGB or one of _OTHER_COLOURS, and its alpha.
 
-    space: what its profile is of. A palette of greys is grey, unless it has a profile of RGB.
+    space: what its profile is of. A palette of greys is grey, unless it has a profile of RGB. data:
+    of its file, needed if one of its colours is transparent.
     """
     key = image.info.get("transparency")
     whole: Image.Image = image
@@ -393,7 +394,7 @@ def _expand(
     return whole, alpha
 
 
-def _keyed(image: ImageFile.ImageFile, key: int | tuple[int, ...], depth: int) -> NDArray[np.uint8]:
+def _keyed(image: Image.Image, key: int | tuple[int, ...], depth: int) -> NDArray[np.uint8]:
     """The alpha of a PNG in which one colour is transparent, stated in samples as stored."""
     samples = np.asarray(image.convert("L") if image.mode == "1" else image)
     if isinstance(key, int) and depth < 8:
@@ -403,7 +404,7 @@ def _keyed(image: ImageFile.ImageFile, key: int | tuple[int, ...], depth: int) -
     return np.where(same.all(axis=2) if same.ndim == 3 else same, 0, 255).astype(np.uint8)
 
 
-def _reduce(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
+def _reduce(image: Image.Image) -> NDArray[np.uint8]:
     """Scale grey of more than 8 bits, rounded."""
     samples, top = np.asarray(image), 65535
     if isinstance(image, TiffImageFile):

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvqcodec import tiling
-from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_model, verify_digest
+from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_model, read_files
 from lvqcodec.coding.rangecoder import PartialDecoder, SymbolDecoder, SymbolEncoder
 from lvqcodec.config import QUALITIES
 from lvqcodec.container import MAX_PIXELS, MAX_SIDE, Header, pack
 from lvqcodec.distortion import TUNES, weight
 from lvqcodec.entropy.base import MEAN_PARTS
 from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
+from lvqcodec.guard import own_torch
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink, nearest_bin
 from lvqcodec.quantizer import Quantizer
@@ -60,11 +61,10 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str = "auto") -> LoadedMode
 
 
 @lru_cache(maxsize=4)
-@torch.inference_mode(False)  # a model that is kept must not depend on who asked for it first
+@own_torch()  # a model that is kept must not depend on who asked for it first
 def load_card(card: ModelCard, device: torch.device) -> LoadedModel:
     """Return the model of a card, from memory if it was loaded before."""
-    verify_digest(card)
-    model = unpack_weights(*(path.read_bytes() for path in card.paths)).requires_grad_(False)
+    model = unpack_weights(*read_files(card))
     return LoadedModel(model, bytes.fromhex(card.digest), device)
 
 
@@ -339,7 +339,7 @@ def open_tile(
 
 def quality_of(header: Header, loaded: LoadedModel) -> Tensor:
     """The quality (1,) of a file, for the networks."""
-    return torch.full((1,), float(header.quality), device=loaded.device)
+    return torch.full((1,), float(header.quality), dtype=torch.float32, device=loaded.device)
 
 
 def _crc(y_hat: Tensor) -> int:

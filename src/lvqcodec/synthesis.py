@@ -3,7 +3,7 @@
 
 The synthesis of a window looks at the latents around it, those of neighbouring tiles too, as far as
 a pixel depends on them: what it gives is what the synthesis of the whole picture would give. Of the
-latents only a row of tiles and the overlap with the one before are held.
+latents only a row of tiles or windows and the overlap with the one before are held.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Synthesis:
         """Take a tile's latents (1, h * w, C), sixteenths of a step; put what they complete."""
         tile = self._tiling[index]
         if index == self.tiles[0]:
-            height = 2 * self._reach + self._tiling.largest[0]
+            height = 2 * self._reach + self._tiling.held
             width = self._columns.stop - self._columns.start
             self._band = y_hat.new_empty(1, height, width, y_hat.shape[-1])
         self._held(tile).copy_(torch.unflatten(y_hat, 1, tile.grid))
@@ -70,6 +70,9 @@ class Synthesis:
         """Put all windows whose surroundings are there, and forget what no other needs."""
         last = self._filled == self._tiling.size[0]
         ready = min(self._filled - (0 if last else self._reach), self._shown.rows.stop)
+        whole = self._tiling.window - self._reach
+        if ready - self._done < whole and ready < self._shown.rows.stop and not last:
+            return
         for rows in pieces(slice(self._done, ready), self._tiling.window):
             for columns in pieces(self._shown.columns, self._tiling.window):
                 self._show(Window(rows, columns))

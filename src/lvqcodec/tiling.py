@@ -32,6 +32,9 @@ STRIDE = 8
 TILE = 1024
 """Side of tiles in pixels, unless asked for otherwise."""
 
+LEAST_WINDOW = 256
+"""Side in pixels of the windows of several tiles."""
+
 WHOLE_PIXELS = 2**21
 """Pictures of no more pixels are coded whole, unless asked for otherwise."""
 
@@ -118,10 +121,19 @@ class Tiling:
 
     @property
     def window(self) -> int:
-        """Side of the windows, in positions, in which latents are to be looked at as pixels."""
+        """Side of the windows, in positions, in which latents are to be looked at as pixels.
+
+        Several tiles are in one where they are small: the margin around each would cost more.
+        """
         height, width = self.size
-        small = len(self) == 1 and height * width * STRIDE**2 <= WHOLE_PIXELS
-        return self.side if small or len(self) > 1 else TILE // STRIDE
+        if len(self) > 1:
+            return max(self.side, LEAST_WINDOW // STRIDE)
+        return self.side if height * width * STRIDE**2 <= WHOLE_PIXELS else TILE // STRIDE
+
+    @property
+    def held(self) -> int:
+        """Rows of positions, but for those around windows, that wait to be looked at at most."""
+        return self.largest[0] + (self.window if self.window > self.side else 0)
 
     @property
     def largest(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ may share a transform, two: one with transform.* alone and no configuration, one
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -28,7 +29,16 @@ from lvqcodec.model import CodecModel
 
 WEIGHTS_VERSION = "1"
 _MAX_SIZE = 1024
-_MAX_SIZES = {"scales": 16, "block": 8, "depth": 16, "the length of seeds": 32}
+_MAX_SIZES = {
+    "scales": 16,
+    "block": 8,
+    "depth": 16,
+    "the length of seeds": 32,
+    "the length of analysis": 8,
+    "the length of synthesis": 8,
+}
+_MAX_LAYERS = 2000  # those of the shipped models are up to 450
+_MAX_HEADER = 2**22  # bytes
 _AXES = ("transform", "log_step", "entropy", "tables")
 
 
@@ -104,10 +114,11 @@ def unpack_weights(*parts: bytes) -> CodecModel:
         tables = CodingTables.from_arrays({k: v.numpy() for k, v in axes["tables"].items()})
         choices = CodecConfig.from_dict(json.loads(config))
         _check_sizes("codec", choices.to_dict())
-        model = CodecModel(choices, tables)
-        floats = {k: v.float() for k, v in axes["transform"].items()}
-        model.transform.load_state_dict(floats)
-        model.log_step.load_state_dict(axes["log_step"])
+        _check_layers(choices)
+        with torch.device("meta"):  # shapes alone: every tensor is to be one of the file's
+            model = CodecModel(choices, tables)
+        for axis, module in (("transform", model.transform), ("log_step", model.log_step)):
+            module.load_state_dict({k: v.float() for k, v in axes[axis].items()}, assign=True)
         model.entropy.load_integers(axes["entropy"])
     except (LookupError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -121,7 +132,7 @@ def unpack_weights(*parts: bytes) -> CodecModel:
 def _check_sizes(name: str, value: Any) -> None:
     """Hold the whole numbers of a configuration to what any model may need; raises ModelMismatch.
 
-    They say how much is built before there is a tensor to compare with.
+    They say what is built before there is a tensor to compare with.
     """
     largest = _MAX_SIZES.get(name, _MAX_SIZE)
     if isinstance(value, dict):
@@ -135,8 +146,26 @@ def _check_sizes(name: str, value: Any) -> None:
         raise ModelMismatch(f"{name} = {value} in the weights is beyond 0..{largest}")
 
 
+def _check_layers(config: CodecConfig) -> None:
+    """Hold the number of layers, about, to what any model may need; raises ModelMismatch.
+
+    Building one takes time, though it allocates nothing.
+    """
+    levels, entropy = config.transform.analysis + config.transform.synthesis, config.entropy
+    networks = 2 * math.prod(entropy.block)
+    layers = 2 * sum(blocks for _, _, blocks in levels)
+    layers += networks * (2 * entropy.depth + 4 * len(entropy.seeds) + 8)
+    if layers > _MAX_LAYERS:
+        raise ModelMismatch(f"{layers} layers in the weights are more than {_MAX_LAYERS}")
+
+
 def _unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a weights file of this version."""
+    length = int.from_bytes(data[:8], "little")
+    if length > _MAX_HEADER:
+        raise ModelMismatch(
+            f"no intact weights file (a header of {length} bytes); install it again"
+        )
     try:
         tensors = load_tensors(data)
         metadata = dict(_read_header(data)[0]["__metadata__"])  # the library's needs a path

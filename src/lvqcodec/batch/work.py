@@ -23,7 +23,7 @@ from lvqcodec.batch.records import DONE, FAILED, KEPT, SKIPPED, TO_CODE, Point, 
 from lvqcodec.batch.room import Room
 from lvqcodec.batch.stores import Store, open_store
 from lvqcodec.catalog import DEFAULT_MODEL, find_model
-from lvqcodec.container import STREAM_VERSION, Header, read_header, unpack
+from lvqcodec.container import STREAM_VERSION, read_header, unpack
 from lvqcodec.errors import LvqError, ModelMismatch, UsageError
 from lvqcodec.extras import LOSSLESS
 from lvqcodec.files import FileInTheWay
@@ -249,13 +249,11 @@ class Worker:
 
     def _need(self, width: int, height: int, channels: int) -> int:
         """Bytes that encoding a picture takes, measuring it included."""
-        assert self._loaded is not None
         settings = self.job.settings
-        header = Header(width, height, 1 if channels < 3 else 3, 0, "z", self._loaded.digest)
         effort = settings.effort
         if effort is None:
             effort = codec.default_effort(settings.tune, settings.max_seconds)
-        return footprint.encoding(header, tiling.choose(header), effort, weighed=True)
+        return footprint.encoding_of(width, height, channels, effort, weighed=True)
 
     def _begin(self) -> float:
         if self._stopped:

@@ -16,11 +16,9 @@ from click.core import ParameterSource
 from lvqcodec import files
 from lvqcodec.cli.common import (
     FORMATS,
-    MAX_THREADS,
     Positive,
     alpha_quality_option,
     background_option,
-    bounded,
     device_option,
     effort_option,
     interrupted_by,
@@ -40,6 +38,7 @@ from lvqcodec.cli.common import (
 from lvqcodec.cli.io import display_name
 from lvqcodec.cli.progress import Display, display
 from lvqcodec.errors import UsageError
+from lvqcodec.threads import MAX_THREADS, bounded
 
 _ENCODING_ONLY = (
     *("quality", "target_size", "target_psnr", "target_bpp", "budget_metric", "effort", "frame"),

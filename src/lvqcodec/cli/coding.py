@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lvqcodec import tiling
+from lvqcodec import footprint, tiling
 from lvqcodec.cli.common import (
     FORMATS,
     Positive,
@@ -42,6 +42,7 @@ from lvqcodec.cli.common import (
 )
 from lvqcodec.cli.io import Output, display_name, is_lvq, is_picture, read_file, standard
 from lvqcodec.cli.progress import display
+from lvqcodec.config import default_effort
 from lvqcodec.container import check_limit, read_header, unpack, unpack_partial
 from lvqcodec.errors import UsageError
 
@@ -171,12 +172,15 @@ def encode(
         to_srgb8=to_srgb8,
         stripped=strip,
         max_pixels=max_pixels,
+        admit=footprint.admission(
+            max_memory,
+            default_effort(tune, max_seconds) if effort is None else effort,
+            weighed=bool(effort or target_size or target_bpp or target_psnr),
+        ),
     )
     for remark in () if quiet else picture.remarks:
         click.echo(f"lvq: note: {display_name(source, 'stdin')}: {remark}", err=True)
     height, width = picture.pixels.shape[:2]
-    if target_bpp is not None:
-        target_size = max(int(target_bpp * height * width / 8), 1)
     set_up_torch(device, threads)
     from lvqcodec import codec
 
@@ -187,6 +191,7 @@ def encode(
             model=model,
             quality=quality,
             target_bytes=target_size,
+            target_bpp=target_bpp,
             target_psnr=target_psnr,
             alpha_quality=alpha_quality,
             lattice=lattice,

@@ -19,13 +19,10 @@ from lvqcodec.catalog import DEFAULT_MODEL
 from lvqcodec.cli.io import display_name, occupy_closed_streams
 from lvqcodec.container import MAX_PIXELS
 from lvqcodec.errors import LvqError, UsageError
+from lvqcodec.threads import MAX_THREADS, bounded, quiet
 
 FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "pgm", "tiff"]
 """Of pictures that are written, by suffix."""
-
-MAX_THREADS = 1024
-FORCE_THREADS = "LVQ_FORCE_THREADS"
-"""The variable that, if it is 1, lets --threads be more than there are cores."""
 
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT or SIGTERM, as shells count
 
@@ -199,29 +196,13 @@ class Positive(click.FloatRange):
 
 def set_up_torch(device: str, threads: int | None) -> None:
     """Import torch with threads that let others run; UsageError if the device is absent."""
-    # Must precede the first import of torch. Several lvq at once otherwise spin against each
-    # other for the cores (30 times slower on two). GNU's OpenMP may spin for some microseconds:
-    # without, a lone search takes 1.2 to 1.5 times as long; with them, two at once take 1.15 times.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.update(quiet())  # and so those of processes that this one starts
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("no CUDA device is at hand: use --device auto or --device cpu")
     if threads is not None:
         torch.set_num_threads(bounded(threads))
-
-
-def bounded(threads: int) -> int:
-    """Return how many threads are used where so many are asked for: one for each core at most.
-
-    More of them only wait for each other; thousands have crashed OpenMP.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if os.environ.get(FORCE_THREADS) == "1":
-        return threads
-    return min(threads, cores or 1)
 
 
 def size_facts(num_bytes: int, width: int, height: int) -> list[str]:

@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from lvqcodec import footprint, tiling
-from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_by_digest, list_models
+from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, broken_models, find_by_digest, list_models
 from lvqcodec.cli.common import complain, explain, size_facts
 from lvqcodec.cli.io import display_name, read_file
 from lvqcodec.container import EXTRAS, unpack
-from lvqcodec.errors import LvqError, ModelNotFound
+from lvqcodec.errors import LvqError, ModelNotFound, printable
 
 _NAMES = {"alpha": "alpha", "icc": "ICC", "exif": "EXIF", "xmp": "XMP"}
 
@@ -87,19 +87,23 @@ def _facts_line(facts: dict[str, Any]) -> str:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="A JSON list with everything the cards say.")
 def models(as_json: bool) -> None:
-    """List the installed models; `*` marks the default."""
-    cards = list_models()
+    """List the installed models; `*` marks the default. Cards that are broken are named last."""
+    cards, broken = list_models(), broken_models()
     if as_json:
-        click.echo(json.dumps([_card_facts(card) for card in cards], indent=1, default=str))
+        facts = [_card_facts(card) for card in cards]
+        facts += [{"name": name, "error": str(error)} for name, error in broken.items()]
+        click.echo(json.dumps(facts, indent=1, default=str))
         return
-    if not cards:
+    if not cards and not broken:
         click.echo("no models installed: set LVQ_MODEL_PATH to a folder of them", err=True)
-    widest = max((len(card.name) for card in cards), default=0)
+    widest = max(map(len, [*(card.name for card in cards), *broken]), default=0)
     for card in cards:
         mark = "*" if card.name == DEFAULT_MODEL else " "
         missing = [path.name for path in card.paths if not path.is_file()]
         note = f"  (lacks {', '.join(missing)})" if missing else ""
         click.echo(f"{mark} {card.name:<{widest}}  {card.digest[:8]}  {card.description}{note}")
+    for name, error in broken.items():
+        click.echo(f"  {printable(name):<{widest}}  broken    {error}")
 
 
 def _card_facts(card: ModelCard) -> dict[str, Any]:

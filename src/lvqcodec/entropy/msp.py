@@ -153,7 +153,8 @@ class ContextNetwork(nn.Module):
         nn.init.ones_(self.gate.bias.rows)  # a quarter
         self.activity = WeightedSum(neighbours, channels, gain=ACTIVITY_GAIN)
         self.activity_scale = _scales(channels, channels)
-        nn.init.eye_(self.activity_scale.weight).data.mul_(ACTIVITY_SLOPE)
+        # not eye_, which on meta would import the compiler of torch
+        nn.init.zeros_(self.activity_scale.weight).data.diagonal().fill_(ACTIVITY_SLOPE)
         self.enter = IntegerLinear(
             (neighbours + 1) * channels + config.trunk, config.hidden, nodes=QUALITY_NODES
         )
@@ -396,4 +397,4 @@ def compand_table() -> Tensor:
         while (1 << (2 * value + 1)) * FRACTION**24 <= power:
             value += 1
         values.append(value)
-    return torch.tensor(values, dtype=torch.float32)
+    return torch.tensor(values, dtype=torch.float32, device="cpu")

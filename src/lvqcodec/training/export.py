@@ -10,6 +10,7 @@ import platform
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lvqcodec.catalog import is_plain_name, read_card
 from lvqcodec.coding.tables import CodingTables, Histograms, fit_tables, parametric_tables
 from lvqcodec.config import QUALITIES
 from lvqcodec.distortion import LOSS
-from lvqcodec.errors import UsageError
+from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler, load_pictures
@@ -114,8 +115,9 @@ def _check_names(folder: Path, name: str, share: str | None) -> str | None:
         raise UsageError(f"--share {share!r} is the model's own name; choose another")
     users: dict[str, str] = {}
     for path in sorted(folder.glob("*.toml")):
-        if path.stem != name and (card := read_card(path)) is not None:
-            users |= {file.stem: card.name for file in card.paths}
+        with suppress(ModelMismatch):  # a broken card needs no file
+            if path.stem != name and (card := read_card(path)) is not None:
+                users |= {file.stem: card.name for file in card.paths}
     if name in users:
         raise UsageError(
             f"model {users[name]!r} needs {name}.safetensors as it is; choose another --name"
@@ -318,6 +320,8 @@ def _earlier(card: Path, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the card {str(card)!r} to extend it: {error}") from None
+    if not (isinstance(found, list) and all(isinstance(old, dict) for old in found)):
+        raise UsageError(f"[[training]] in {str(card)!r} is no list of tables; mend it first")
     return [old for old in found if old.get("recipe") != entry["recipe"]]
 
 

@@ -226,14 +226,14 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
-        except (KeyError, RuntimeError):
+            self.generator.set_state(state["generator"].cpu())
+            self.reference = state["reference"].float().reshape(_BINS)
+            self.stage_index, self.stage_step, self.total_steps, self.pixels = state["counters"]
+            self.seconds = state["seconds"]
+            if self.stage is not None:
+                self.begin_stage(self.stage)
+                if self.stage_step > 0:
+                    for optimizer, old in zip(self.optimizers, state["optimizers"], strict=True):
+                        optimizer.load_state_dict(old)
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError):
             raise UsageError(f"{str(folder)!r} holds a run of another recipe") from None
-        self.generator.set_state(state["generator"].cpu())
-        self.reference = state["reference"]
-        self.stage_index, self.stage_step, self.total_steps, self.pixels = state["counters"]
-        self.seconds = state["seconds"]
-        if self.stage is not None:
-            self.begin_stage(self.stage)
-            if self.stage_step > 0:
-                for optimizer, old in zip(self.optimizers, state["optimizers"], strict=True):
-                    optimizer.load_state_dict(old)

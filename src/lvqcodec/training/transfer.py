@@ -29,7 +29,10 @@ def adapt(state: Mapping[str, Tensor], model: CodecModel) -> tuple[dict[str, Ten
     Raises UsageError where anything else differs.
     """
     wanted = model.state_dict()
-    found = {name: _find(name, value, state, model) for name, value in wanted.items()}
+    try:
+        found = {name: _find(name, value, state, model) for name, value in wanted.items()}
+    except (LookupError, RuntimeError) as error:
+        raise UsageError(f"cannot start from weights that are no codec's: {error}") from None
     anew = sorted({_part(name) for name, value in found.items() if value is None})
     if "" in anew:
         name = next(n for n, value in found.items() if value is None and not _part(n))

@@ -42,12 +42,12 @@ def lapped_filter(size: int) -> Tensor:
     (Malvar and Staelin, 1989; in this form Tran, Liang and Tu, 2003).
     """
     half = size // 2
-    k = torch.arange(half, dtype=torch.float64)
+    k = torch.arange(half, dtype=torch.float64, device="cpu")
     dct2 = math.sqrt(2 / half) * torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / (2 * half))
     dct2[0] /= math.sqrt(2)
     angles = math.pi * (2 * k[None] + 1) * (2 * k[:, None] + 1) / (4 * half)
     dct4 = math.sqrt(2 / half) * torch.cos(angles)
-    eye = torch.eye(half, dtype=torch.float64)
+    eye = torch.eye(half, dtype=torch.float64, device="cpu")
     flip = eye.flip(0)
     rotation = flip @ dct2.T @ dct4 @ flip
     butterfly = torch.cat([torch.cat([eye, flip], 1), torch.cat([flip, -eye], 1)])
