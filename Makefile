@@ -23,7 +23,8 @@ comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format types bench train need-data wheel-smoke golden fuzz clean
+.PHONY: help install run test lint format types bench train need-data wheel-smoke lowest golden \
+	fuzz clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1#\2/p' $(MAKEFILE_LIST) | \
@@ -42,8 +43,8 @@ $(INSTALLED): pyproject.toml
 run: $(INSTALLED) ## code a photograph and compare with JPEG, WebP and AVIF (files in runs/demo)
 	$(BIN)/python bench/demo.py
 
-test: $(INSTALLED) ## run the whole test suite
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## run the whole test suite, a process for each core
+	$(BIN)/python -m pytest -n auto
 
 lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check .
@@ -74,6 +75,9 @@ need-data:
 
 wheel-smoke: ## build the wheel, install it alone in a fresh environment, code a picture with it
 	PYTHON='$(PYTHON)' .ci/wheel-smoke
+
+lowest: ## test what touches other packages with the lowest versions that pyproject.toml allows
+	PYTHON='$(PYTHON)' .ci/lowest
 
 golden: $(INSTALLED) ## add golden files for what is new, changing none
 	$(BIN)/python tests/golden.py

@@ -55,7 +55,7 @@ def commands(model: str) -> dict[str, list[str]]:
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "lvqcodec", *arguments],
+        [sys.executable, "-P", "-m", "lvqcodec", *arguments],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

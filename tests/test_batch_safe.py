@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import stat
@@ -24,7 +23,7 @@ import pytest
 from PIL import Image, ImageCms
 from test_batch import STATE, batch, lines, many, photos, small, start, tree, wait_for_some
 
-from lvqcodec import codec, files, footprint, imageio, tiling
+from lvqcodec import codec, files, footprint, tiling
 from lvqcodec.batch import work
 from lvqcodec.batch.ledger import Ledger
 from lvqcodec.batch.plan import Item
@@ -35,8 +34,6 @@ from lvqcodec.container import read_header
 from lvqcodec.errors import LvqError, UsageError
 
 __all__ = ["many", "photos", "small"]  # fixtures
-
-SHARED = Path(__file__).parents[1] / "../../shared/data"
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -237,23 +234,6 @@ def test_nothing_to_do_says_what_there_is(photos, small):
     result = batch(photos, small, "--include", "*.gif")
     assert result.exit_code == 2
     assert "; there are 5 excluded" in result.stderr
-
-
-@pytest.mark.skipif(not (SHARED / "odd").is_dir(), reason="needs the shared pictures")
-def test_every_file_of_a_motley_folder_is_in_the_report_once(tmp_path, tiny, monkeypatch):
-    sizes = {path: path.stat().st_size for path in (SHARED / "odd").rglob("*") if path.is_file()}
-    folder = tmp_path / "odd"
-    for path, size in sizes.items():
-        if size < 3000 or path.suffix not in imageio.SUFFIXES:
-            target = folder / path.relative_to(SHARED / "odd")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target)
-    report = tmp_path / "report"
-    batch(folder, folder / "out", "-m", tiny, "--keep-suffix", "--report", report)
-    there = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-    told = [line["source"] for line in lines(report)]
-    assert sorted(told) == sorted(name for name in there if not name.startswith("out/"))
-    assert len(told) > 100
 
 
 def test_what_outputs_do_not_hold_of_their_sources_is_said(tmp_path, small, tiny, photograph):

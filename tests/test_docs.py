@@ -122,7 +122,7 @@ def test_every_file_that_the_makefile_and_readme_name_exists(tool: str) -> None:
 def test_ci_runs_what_the_readme_says() -> None:
     loop = re.search(r"for target in (.+); do", (ROOT / ".ci/run").read_text(encoding="utf-8"))
     assert loop
-    assert loop[1].split() == ["install", "lint", "types", "test", "wheel-smoke"]
+    assert loop[1].split() == ["install", "lint", "types", "test", "wheel-smoke", "lowest"]
 
 
 def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:

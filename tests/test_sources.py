@@ -124,7 +124,7 @@ def test_tensors_that_are_no_picture_are_refused(tiny: str, wrong: Any, complain
         encode(wrong, model=tiny)
 
 
-@pytest.mark.parametrize("wrong", [None, 7, [[0, 1]], b"\x89PNG", {"a": 1}, object()], ids=repr)
+@pytest.mark.parametrize("wrong", [None, 7, [[0, 1]], b"\x89PNG", {"a": 1}, object()], ids=type)
 def test_what_is_no_picture_is_told_what_is(tiny: str, wrong: Any) -> None:
     with pytest.raises(UsageError, match=r"numpy array, a Picture, .* Pillow, .* torch, a path"):
         encode(wrong, model=tiny)

@@ -187,7 +187,7 @@ def replaced(**changes):
         (replaced(reference=torch.zeros(3)), "another recipe"),
         (replaced(counters=[0, 1, 1, 1], optimizers=[{}, {}, {}, {}, {}]), "another recipe"),
     ],
-    ids=str,
+    ids=range(12),
 )
 def test_checkpoints_of_wrong_content_are_refused(
     whole, recipe, pictures, tmp_path, change, complaint
