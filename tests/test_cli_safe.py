@@ -389,13 +389,20 @@ def test_threads_are_bounded_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> No
     assert bounded(5) == 5
 
 
-def test_the_wrong_command_for_a_file_is_told(folder: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_the_wrong_command_for_a_file_is_told(folder: Path, named: bool) -> None:
+    result = lvq("decode", folder / "a.png", *([folder / "out.png"] if named else []))
     assert "a.png is not an lvq file: it looks like PNG, which `lvq encode` takes" in complaint(
-        lvq("decode", folder / "a.png", folder / "out.png")
+        result
     )
-    assert "c.lvq is an lvq file, coded already: `lvq decode` takes it" in complaint(
-        lvq("encode", folder / "c.lvq", folder / "out.lvq")
-    )
+    result = lvq("encode", folder / "c.lvq", *([folder / "out.lvq"] if named else []))
+    assert "c.lvq is an lvq file, coded already: `lvq decode` takes it" in complaint(result)
+
+
+def test_a_coded_file_on_stdin_is_told(folder: Path) -> None:
+    done = sh(f"{LVQ} encode - - <c.lvq", folder)
+    assert done.returncode == 5 and done.stdout == b""
+    assert b"is an lvq file, coded already" in done.stderr
 
 
 # --- interruption -------------------------------------------------------------------------------

@@ -40,7 +40,15 @@ from lvqcodec.cli.common import (
     to_srgb8_option,
     tune_option,
 )
-from lvqcodec.cli.io import Output, display_name, is_lvq, is_picture, read_file, standard
+from lvqcodec.cli.io import (
+    Output,
+    display_name,
+    is_lvq,
+    is_picture,
+    read_file,
+    refuse_lvq,
+    standard,
+)
 from lvqcodec.cli.progress import display
 from lvqcodec.config import default_effort
 from lvqcodec.container import check_limit, read_header, unpack, unpack_partial
@@ -152,9 +160,11 @@ def encode(
     given = [name for name, value in rates.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
+    named = _one(outs, "encode")
+    refuse_lvq(source)
     out = Output(
         source,
-        _one(outs, "encode"),
+        named,
         ".lvq",
         ours=is_lvq,
         overwrite=overwrite,
@@ -297,6 +307,7 @@ def decode(
     follows OUT's suffix.
     """
     named = _one(outs, "decode")
+    data = read_file(source)
     out = Output(
         source,
         named,
@@ -308,7 +319,6 @@ def decode(
         preserve=preserve,
     )
     refuse_json_beside_data(as_json, out.path)
-    data = read_file(source)
     # a broken file is refused before torch is loaded
     header, sections, missing = unpack_partial(data) if partial else (*unpack(data), 0)
     check_limit(header.width, header.height, max_pixels)

@@ -18,7 +18,7 @@ import click
 
 from lvqcodec import files
 from lvqcodec.container import MAGIC, MAX_HEADER_BYTES, looks_like, read_header
-from lvqcodec.errors import FormatError, UsageError
+from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
 
 _WRITTEN = ("PNG", "JPEG", "WebP", "AVIF", "BMP", "PPM", "PGM", "TIFF")
 _STREAMS = (("stdin", "an input file"), ("stdout", "an output file"), ("stderr", ""))
@@ -68,6 +68,14 @@ def read_file(path: str) -> bytes:
             )
         read_header(head)  # what is none, and may never end, is not read to its end
         return head + file.read()
+
+
+def refuse_lvq(path: str) -> None:
+    """Raise UnsupportedImage for a file of ours, which is no picture to encode."""
+    if path != "-" and _head(path).startswith(MAGIC):
+        raise UnsupportedImage(
+            f"{display_name(path)} is an lvq file, coded already: `lvq decode` takes it"
+        )
 
 
 class Output:
