@@ -105,15 +105,17 @@ def main() -> None:
             shutil.rmtree(out)
             out.mkdir()
         sources = {kind: digests(folder / kind) for kind in ("pictures", "coded")}
-        for index in range(args.kills):
-            name, command = list(commands(args.model).items())[index % 4]
+        killed = 0
+        while killed < args.kills:
+            name, command = list(commands(args.model).items())[killed % 4]
             number = SIGNALS[rng.randrange(3)]
             process = start(folder, *command)
-            time.sleep(rng.uniform(0, 1.1 * seconds[name]))
+            time.sleep(rng.uniform(0, seconds[name]))
             ended = process.poll() is not None
             process.send_signal(number)
             _, said = process.communicate()
             counts[f"{name}, {'over before' if ended else number.name}"] += 1
+            killed += not ended
 
             found: list[str] = []
             if b"Traceback" in said:
@@ -133,10 +135,10 @@ def main() -> None:
             for kind, before in sources.items():
                 if digests(folder / kind) != before:
                     found.append(f"{kind} have changed")
-            faults += (f"kill {index} ({name}, {number.name}): {text}" for text in found)
+            faults += (f"kill {killed} ({name}, {number.name}): {text}" for text in found)
             shutil.rmtree(out)
             out.mkdir()
-            print(f"\r{index + 1}/{args.kills}", end="", file=sys.stderr, flush=True)
+            print(f"\r{killed}/{args.kills}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     for what, count in sorted(counts.items()):
         print(f"{count:5}  {what}")
