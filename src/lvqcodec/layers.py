@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -21,7 +21,10 @@ def module_list(modules: Iterable[M]) -> Sequence[M]:
 
 def channels_last(model: N) -> N:
     """Move the convolutions of a model to the layout in which they run fastest; return it."""
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    to = cast(
+        Callable[..., N], model.to
+    )  # torch's types know of this keyword in some versions only
+    to(memory_format=torch.channels_last)
     return model
 
 
