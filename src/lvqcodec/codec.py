@@ -163,7 +163,7 @@ def encode_image(
     for limit in (target_bytes, target_bpp, target_psnr):
         if limit is not None and not 0 < limit < math.inf:
             raise UsageError(f"{given[0]} = {limit} must be more than 0 and finite")
-    weighed = effort > 0 or not (quality is not None or not given)
+    weighed = effort > 0 or (bool(given) and quality is None)
     admit = footprint.admission(max_memory, effort, tile=tile, weighed=weighed)
     quality = DEFAULT_QUALITY if quality is None else quality
     picture = to_picture(image, admit)
