@@ -22,6 +22,9 @@ MUTATIONS ?= 20000
 comma := ,
 space := $(subst ,, )
 
+# with a process for each core, more threads would only spin against each other
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint format types bench train need-data wheel-smoke lowest golden \
 	fuzz clean
@@ -44,7 +47,7 @@ run: $(INSTALLED) ## code a photograph and compare with JPEG, WebP and AVIF (fil
 	$(BIN)/python bench/demo.py
 
 test: $(INSTALLED) ## run the whole test suite, a process for each core
-	$(BIN)/python -m pytest -n auto
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto
 
 lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check .
