@@ -108,6 +108,7 @@ def join_ranks(device: str) -> Iterator[tuple[Ranks, torch.device]]:
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Ranks(dist.get_rank(), count), where
+        dist.barrier()  # who leaves while others still talk to it may be aborted by its backend
     finally:
         dist.destroy_process_group()
 
