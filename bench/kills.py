@@ -78,6 +78,13 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+def emptied(folder: Path) -> Path:
+    """A folder with nothing in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
 def is_litter(name: str) -> bool:
     return name.endswith(".tmp")
 
@@ -93,21 +100,20 @@ def main() -> None:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="lvq-kills-") as scratch:
         folder = Path(scratch)
-        out = folder / "out"
         make_sources(folder, args.model)
-        out.mkdir()
+        todo = commands(args.model)
         whole, seconds = {}, {}
-        for name, command in commands(args.model).items():
+        for name, command in todo.items():
+            out = emptied(folder / "out")
             begun = time.monotonic()
             lvq(folder, *command)
             seconds[name] = time.monotonic() - begun
             whole[name] = digests(out)
-            shutil.rmtree(out)
-            out.mkdir()
         sources = {kind: digests(folder / kind) for kind in ("pictures", "coded")}
         killed = 0
         while killed < args.kills:
-            name, command = list(commands(args.model).items())[killed % 4]
+            name, command = list(todo.items())[killed % len(todo)]
+            out = emptied(folder / "out")
             number = SIGNALS[rng.randrange(3)]
             process = start(folder, *command)
             time.sleep(rng.uniform(0, seconds[name]))
@@ -136,8 +142,6 @@ def main() -> None:
                 if digests(folder / kind) != before:
                     found.append(f"{kind} have changed")
             faults += (f"kill {killed} ({name}, {number.name}): {text}" for text in found)
-            shutil.rmtree(out)
-            out.mkdir()
             print(f"\r{killed}/{args.kills}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     for what, count in sorted(counts.items()):

@@ -299,6 +299,13 @@ def test_missing_folders_are_made_if_told(folder: Path, tiny: str) -> None:
     assert imageio.load(back).shape == (40, 48, 3)
 
 
+def test_folders_are_not_made_for_nothing(folder: Path, tiny: str) -> None:
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:300])
+    result = lvq("encode", folder / "broken.png", folder / "x" / "a.lvq", "-m", tiny, "-p")
+    assert result.exit_code == 3
+    assert not (folder / "x").exists()
+
+
 # --- permissions --------------------------------------------------------------------------------
 
 

@@ -388,6 +388,12 @@ def check_limit(width: int, height: int, max_pixels: int) -> None:
         )
 
 
+def refuse_coded(data: bytes, name: str) -> None:
+    """Raise UnsupportedImage if a file that begins so is one of ours, where a picture is wanted."""
+    if data.startswith(MAGIC):
+        raise UnsupportedImage(f"{name} is an lvq file, coded already: `lvq decode` takes it")
+
+
 def looks_like(data: bytes) -> str | None:
     """Return the name of the well-known format that the first bytes are of, if any."""
     for offset, signature, name in _LOOKS_LIKE:

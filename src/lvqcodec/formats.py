@@ -234,6 +234,7 @@ class _Bits:
         self._data, self._at = data, 0
 
     def take(self, count: int) -> int:
+        """Return the number in so many bits."""
         value = 0
         for shift in range(count):
             value |= (self._data[self._at >> 3] >> (self._at & 7) & 1) << shift
@@ -241,9 +242,11 @@ class _Bits:
         return value
 
     def flag(self) -> bool:
+        """Return whether the next bit is set."""
         return bool(self.take(1))
 
     def number(self, choices: tuple[tuple[int, int], ...]) -> int:
+        """Return a number of one of four (base, bits), which two bits choose."""
         base, bits = choices[self.take(2)]
         return base + self.take(bits)
 
@@ -258,6 +261,7 @@ class _Bits:
         return height, 8 * (1 + self.take(5)) if small else self.number(_SIZES)
 
     def preview(self) -> None:
+        """Pass over the size of a preview."""
         small = self.flag()
         choices = ((16, 0), (32, 0), (1, 5), (33, 9)) if small else _PREVIEW_SIZES
         self.number(choices)

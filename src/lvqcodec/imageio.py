@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from lvqcodec import files
 from lvqcodec.colour import profile_misfit
-from lvqcodec.container import MAGIC, MAX_PIXELS, looks_like
+from lvqcodec.container import MAX_PIXELS, looks_like, refuse_coded
 from lvqcodec.errors import FormatError, LvqError, UnsupportedImage, UsageError
 from lvqcodec.metadata import EXIF_PREFIX, orientation, rewritable, strip, tiff_tags
 from lvqcodec.picture import Picture, turn_back
@@ -117,8 +117,7 @@ def load_picture(
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"cannot read {name}: {reason}") from error
-    if data.startswith(MAGIC):
-        raise UnsupportedImage(f"{name} is an lvq file, coded already: `lvq decode` takes it")
+    refuse_coded(data, name)
     if reader is None:
         kind = looks_like(data)
         if kind and kind.upper() not in _BROKEN_IF_UNREAD:

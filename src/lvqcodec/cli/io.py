@@ -17,8 +17,14 @@ from typing import BinaryIO
 import click
 
 from lvqcodec import files
-from lvqcodec.container import MAGIC, MAX_HEADER_BYTES, looks_like, read_header
-from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
+from lvqcodec.container import (
+    MAGIC,
+    MAX_HEADER_BYTES,
+    looks_like,
+    read_header,
+    refuse_coded,
+)
+from lvqcodec.errors import FormatError, UsageError
 
 _WRITTEN = ("PNG", "JPEG", "WebP", "AVIF", "BMP", "PPM", "PGM", "TIFF")
 _STREAMS = (("stdin", "an input file"), ("stdout", "an output file"), ("stderr", ""))
@@ -72,10 +78,8 @@ def read_file(path: str) -> bytes:
 
 def refuse_lvq(path: str) -> None:
     """Raise UnsupportedImage for a file of ours, which is no picture to encode."""
-    if path != "-" and _head(path).startswith(MAGIC):
-        raise UnsupportedImage(
-            f"{display_name(path)} is an lvq file, coded already: `lvq decode` takes it"
-        )
+    if path != "-":
+        refuse_coded(_head(path), display_name(path))
 
 
 class Output:
@@ -100,7 +104,7 @@ class Output:
         if out is None:
             out = "-" if source == "-" else os.path.splitext(source)[0] + suffix
         self.path = out
-        self._source, self._preserve = source, preserve
+        self._source, self._parents, self._preserve = source, parents, preserve
         if out == "-":
             standard("stdout")
             if is_terminal("stdout"):
@@ -114,17 +118,15 @@ class Output:
             raise UsageError(
                 f"{display_name(out)} is both input and output: name another output file"
             )
-        self._replace = overwrite or (there and ours(_head(out)))
+        head = _head(out)
+        self._replace = overwrite or (there and ours(head))
         if os.path.isfile(out) and not files.is_stream(out) and not self._replace:
-            head = _head(out)
             kind = "lvq" if is_lvq(head) else looks_like(head) or "another"
             raise UsageError(
                 f"{display_name(out)} exists already, a file of {kind} kind: name another OUT, or"
                 " give --overwrite to replace it"
             )
         files.check(out, parents=parents)
-        if parents:
-            files.make_folders(out)
 
     @property
     def name(self) -> str:
@@ -141,7 +143,7 @@ class Output:
     def expect(self, size: int) -> None:
         """Raise UsageError if the disk has not so many bytes left."""
         if self.path != "-":
-            files.check(self.path, room=size)
+            files.check(self.path, room=size, parents=self._parents)
 
     def write(self, data: bytes) -> None:
         """Write all of it, or nothing at all to a file."""
@@ -150,6 +152,8 @@ class Output:
             stream.write(data)
             stream.flush()
             return
+        if self._parents:
+            files.make_folders(self.path)
         files.write(
             self.path,
             data,

@@ -79,7 +79,7 @@ def train(
                     say(f"not in {recipe.start_from}, begun anew: {', '.join(anew)}")
             trainer.fit_linear(sampler)
         pictures = load_pictures([validation]) if validation is not None and ranks.first else []
-        if pictures:
+        if pictures and math.isfinite(minutes):
             clock.reserve(_seconds_to_validate(trainer, pictures))
         if ranks.agree(minutes > 0 and clock.over):
             raise UsageError(
