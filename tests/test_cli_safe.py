@@ -455,6 +455,22 @@ def test_a_signal_in_the_midst_of_writing_leaves_nothing(
     assert contents(folder) == before
 
 
+def test_an_interrupt_before_the_commands_are_there_is_no_traceback(folder: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from lvqcodec.__main__ import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "decode", "c.lvq", "out.png"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+    assert not (folder / "out.png").exists()
+
+
 # --- progress -----------------------------------------------------------------------------------
 
 
