@@ -28,7 +28,7 @@ from lvqcodec.catalog import find_by_digest
 from lvqcodec.coding.tables import CodingTables, RowTable, parametric_tables
 from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig
 from lvqcodec.container import SECTION_LATENTS, SECTION_TILES, Section, pack, read_header, unpack
-from lvqcodec.entropy.base import MEAN_PARTS
+from lvqcodec.entropy.base import LATENT_UNITS
 from lvqcodec.picture import Picture
 
 DATA = Path(__file__).parent / "data"
@@ -93,7 +93,7 @@ def integers_digest(data: bytes) -> str:
     loaded = stream.load_card(find_by_digest(header.model), torch.device("cpu"))
     tiles = zip(*tiling.from_sections(header, sections), strict=True)
     found = [stream.read(header, payload, loaded, place.grid) for place, payload in tiles]
-    integers = [(y_hat * MEAN_PARTS).to(torch.int32).numpy().astype("<i4") for y_hat in found]
+    integers = [(y_hat * LATENT_UNITS).to(torch.int32).numpy().astype("<i4") for y_hat in found]
     return sha256(b"".join(part.tobytes() for part in integers))
 
 

@@ -12,15 +12,15 @@ from lvqcodec.training.init import fit_linear, initialise, linear_is_fitted
 class Residuals(RateEstimator):
     """Sums the squared residuals of the channels that have a linear predictor."""
 
-    def __init__(self, target, channels):
-        super().__init__(target)
+    def __init__(self, targets, channels):
+        super().__init__(targets)
         self.channels, self.squares = channels, 0.0
 
-    def __call__(self, positions, channels, mean, scale):
+    def __call__(self, plane, positions, channels, mean, scale):
         group = slice(channels.start, min(channels.stop, self.channels))
-        left = self._target[:, positions, group] - mean[..., : group.stop - group.start]
+        left = self._targets[plane][:, positions, group] - mean[..., : group.stop - group.start]
         self.squares += float(left.square().sum())
-        return super().__call__(positions, channels, mean, scale)
+        return super().__call__(plane, positions, channels, mean, scale)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def crops(photograph):
 def squares(model, crops, quality):
     qualities = torch.full((len(crops),), quality)
     with torch.no_grad():
-        coder = Residuals(model.analysis(crops, qualities), model.config.entropy.linear)
+        coder = Residuals({"y": model.analysis(crops, qualities)}, model.config.entropy.linear)
         model.entropy.code(coder, 16, 16, qualities)
     return coder.squares
 

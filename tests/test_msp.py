@@ -47,7 +47,7 @@ class Tape:
     def __init__(self, latents):
         self.latents, self.steps = latents, []
 
-    def __call__(self, positions, channels, mean, scale):
+    def __call__(self, plane, positions, channels, mean, scale):
         self.steps.append((positions, channels, mean, scale))
         return self.latents[:, positions, channels]
 
@@ -55,7 +55,8 @@ class Tape:
 def walk(made, height, width, latents=None):
     if latents is None:
         generator = torch.Generator().manual_seed(1)
-        latents = torch.randn(1, height * width, CHANNELS, generator=generator).mul(64).round()
+        latents = torch.randn(1, height * width, CHANNELS, generator=generator)
+        latents = latents.mul(256).round() / 64
     tape = Tape(latents)
     coded = made.code(tape, height, width, torch.full((1,), 50.0))
     assert torch.equal(coded, latents)
@@ -184,13 +185,13 @@ def test_channel_groups_partition_the_channels():
 @pytest.mark.parametrize(("block", "seeds"), [((2, 2), ()), ((2, 2), (2, 2)), ((2, 4), (2,))])
 def test_no_mean_or_scale_hangs_on_latents_of_its_own_step_or_of_later_ones(grid, block, seeds):
     made = model(3, block, seeds)
-    before = torch.randn(1, grid[0] * grid[1], CHANNELS).mul(64).round()
+    before = torch.randn(1, grid[0] * grid[1], CHANNELS).mul(256).round() / 64
     original = walk(made, *grid, before)
     later_changes = 0
     for k in range(len(original)):
         latents = before.clone()
         for positions, channels, _, _ in original[k:]:
-            change = torch.randint(1, 500, (1, len(positions), channels.stop - channels.start))
+            change = torch.randint(1, 500, (1, len(positions), channels.stop - channels.start)) / 16
             latents[:, positions, channels] += change
         changed = walk(made, *grid, latents)
         for index, (old, new) in enumerate(zip(original, changed, strict=True)):
@@ -203,12 +204,12 @@ def test_no_mean_or_scale_hangs_on_latents_of_its_own_step_or_of_later_ones(grid
 @pytest.mark.parametrize("seeds", [(), (2, 2)])
 def test_every_later_step_makes_use_of_the_step_before(seeds):
     made = model(2, (2, 2), seeds)
-    before = torch.randn(1, 64, CHANNELS).mul(64).round()
+    before = torch.randn(1, 64, CHANNELS).mul(256).round() / 64
     original = walk(made, 8, 8, before)
     for k in range(len(original) - 1):
         positions, channels, _, _ = original[k]
         latents = before.clone()
-        latents[:, positions, channels] += 333
+        latents[:, positions, channels] += 333 / 16
         changed = walk(made, 8, 8, latents)
         assert not torch.equal(original[k + 1][2], changed[k + 1][2]), f"step {k + 1} ignores {k}"
 
@@ -250,5 +251,5 @@ def test_companding_is_odd_saturates_and_agrees_in_all_modes():
 
 def test_scales_stay_within_the_bins():
     made = model(2)
-    for _, _, _, scale in walk(made, 8, 8, torch.randn(1, 64, CHANNELS).mul(20000).round()):
+    for _, _, _, scale in walk(made, 8, 8, torch.randn(1, 64, CHANNELS).mul(1250).round()):
         assert scale.min() >= 0 and scale.max() <= FRACTION * (NUM_BINS - 1)

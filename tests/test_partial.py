@@ -159,8 +159,8 @@ def steps(loaded, read, monkeypatch):
     code, seen = entropy.code, []
 
     def recording(self, coder, *arguments):
-        def recorded(positions, channels, mean, scale):
-            found = coder(positions, channels, mean, scale)
+        def recorded(plane, positions, channels, mean, scale):
+            found = coder(plane, positions, channels, mean, scale)
             seen.append((mean, found))
             return found
 

@@ -23,9 +23,9 @@ def record(model, target, mode):
     """Means and scales by (position, channel) while `target` (1, h * w, C) is coded."""
     seen = torch.full((2, *target.shape[1:]), torch.nan)
 
-    def coder(positions, channels, mean, scale):
+    def coder(plane, positions, channels, mean, scale):
         seen[0, positions, channels], seen[1, positions, channels] = mean[0], scale[0]
-        return mean + 16 * torch.round((target[:, positions, channels] - mean) / 16)
+        return mean + torch.round(target[:, positions, channels] - mean)
 
     model.entropy.set_mode(mode)
     with torch.no_grad():

@@ -15,6 +15,8 @@ inputs pass straight through as well.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -58,7 +60,29 @@ def _keeps_float32() -> bool:
         return False
 
 
-class IntegerLinear(nn.Module):
+class IntegerLayer(nn.Module, ABC):
+    """A layer that trains in floating point and is frozen to integers, whose bound it proves."""
+
+    mode: Mode = "float"
+
+    @abstractmethod
+    def integer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the integers that `load_integers` takes, by name."""
+
+    @abstractmethod
+    def integers(self) -> dict[str, Tensor]:
+        """Return the integers of the frozen layer by name: weight, bias, exponent."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Turn the trained weights into integers, prove the bound, switch to exact arithmetic."""
+
+    @abstractmethod
+    def load_integers(self, integers: Mapping[str, Tensor]) -> None:
+        """Take what `integers` returned; ModelMismatch if a partial sum could reach 2^24."""
+
+
+class IntegerLinear(IntegerLayer):
     """A linear layer on integer activations, with a bias that depends on the quality.
 
     `out_bits` fraction bits of the outputs; `low`, `high` the clip range of the integer outputs;
@@ -141,13 +165,14 @@ class IntegerLinear(nn.Module):
             scale = torch.exp2(exponent)
             weight = torch.round(self.weight * scale[:, None])
             bias = torch.round(self.bias.rows * (scale * 2.0**FRACTION_BITS))
-        self.load_integers(weight, bias, exponent)
+        self.load_integers({"weight": weight, "bias": bias, "exponent": exponent})
 
-    def load_integers(self, weight: Tensor, bias: Tensor, exponent: Tensor) -> None:
-        """Take weights (out, in), bias nodes (nodes, out) and exponents (out,), prove the bound.
+    def load_integers(self, integers: Mapping[str, Tensor]) -> None:
+        """Take weight (out, in), bias nodes (nodes, out) and exponent (out,), prove the bound.
 
         Raises ModelMismatch if a partial sum could reach 2^24.
         """
+        weight, bias, exponent = (integers[name] for name in ("weight", "bias", "exponent"))
         self.register_buffer("weight_int", weight.to(torch.float32), persistent=False)
         self.register_buffer("bias_int", bias.to(torch.int64), persistent=False)
         self.register_buffer("exponent", exponent.to(torch.float32), persistent=False)

@@ -35,7 +35,7 @@ def _pick(choices: Mapping[str, T], name: str) -> T:
 
 
 class RateOutput(NamedTuple):
-    """Estimated bits (B,) and quantised latents (B, h * w, C) in sixteenths of a step."""
+    """Estimated bits (B,) and quantised latents (B, h * w, C) in steps."""
 
     bits: Tensor
     y_hat: Tensor
@@ -50,7 +50,7 @@ class ForwardOutput(NamedTuple):
 
 
 class CodecModel(nn.Module):
-    """Pictures <-> latents in sixteenths of a step, and the probability model of the latents.
+    """Pictures <-> latents in steps, and the probability model of the latents.
 
     `tables` are the stored probability rows that the coder uses; a model in training has none yet.
     """
@@ -86,25 +86,29 @@ class CodecModel(nn.Module):
         )
 
     def analysis(self, x: Tensor, quality: Tensor) -> Tensor:
-        """Map padded pictures (B, 3, H, W) in [0, 1] to latents (B, h * w, C), 1/16 steps."""
+        """Map padded pictures (B, 3, H, W) in [0, 1] to latents (B, h * w, C) in steps."""
         y = self.transform.analysis(x, quality).float()
         step = torch.exp(self.log_step(quality))[:, None, :]
-        return y.flatten(2).transpose(1, 2) * (FRACTION / step)
+        return y.flatten(2).transpose(1, 2) * (1 / step)
 
     def synthesis(self, y_hat: Tensor, grid: tuple[int, int], quality: Tensor) -> Tensor:
-        """Map latents (B, h * w, C), 1/16 steps, to pictures (B, 3, 8h, 8w), unclamped."""
+        """Map latents (B, h * w, C) in steps to pictures (B, 3, 8h, 8w), unclamped."""
         step = torch.exp(self.log_step(quality))[:, None, :]
-        y = torch.unflatten((y_hat * (step / FRACTION)).transpose(1, 2), 2, grid)
+        y = torch.unflatten((y_hat * step).transpose(1, 2), 2, grid)
         return self.transform.synthesis(y, quality)
 
     def rate(self, x: Tensor, quality: Tensor) -> RateOutput:
         """Quantise pictures (B, 3, H, W), sides multiples of the stride; estimate their bits."""
         y = self.analysis(x, quality)
         grid = self.grid(*x.shape[-2:])
-        estimator = RateEstimator(y)
+        estimator = RateEstimator(self.targets(y, grid, quality))
         with torch.autocast(x.device.type, enabled=False):
             y_hat = self.entropy.code(estimator, *grid, quality.float())
         return RateOutput(estimator.bits, y_hat)
+
+    def targets(self, y: Tensor, grid: tuple[int, int], quality: Tensor) -> dict[str, Tensor]:
+        """Return what is to be coded of latents y (B, h * w, C), plane by plane."""
+        return {**self.entropy.side(y, grid, quality), "y": y}
 
     def forward(self, x: Tensor, quality: Tensor) -> ForwardOutput:
         """Code pictures (B, 3, H, W), sides multiples of the stride, without a bitstream."""
@@ -113,26 +117,31 @@ class CodecModel(nn.Module):
 
 
 class RateEstimator:
-    """A coder that writes nothing: rounds `target` (B, h * w, C), sums the estimated bits (B,).
+    """A coder that writes nothing: rounds `targets`, sums the estimated bits (B,).
+
+    targets: (B, h * w, C) in steps, of every plane.
 
     The value and the gradient of the scales are those of the rounded residual, as it will be coded;
     the gradient of means and latents is taken at the residual itself, where it is smooth.
     """
 
-    def __init__(self, target: Tensor) -> None:
-        self._target = target
-        self.bits = target.new_zeros(target.shape[0])
+    def __init__(self, targets: Mapping[str, Tensor]) -> None:
+        self._targets = targets
+        y = targets["y"]
+        self.bits = y.new_zeros(y.shape[0])
 
-    def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
+    def __call__(
+        self, plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
+    ) -> Tensor:
         """See `entropy.base.LatentCoder`; the latents pass straight through the rounding."""
-        target = self._target[:, positions, channels]
-        residual = (target - mean) / FRACTION
+        target = self._targets[plane][:, positions, channels]
+        residual = target - mean
         sigma = bin_sigma(scale)
         rounded = rdo_round(residual.detach(), sigma.detach())
         bits = logistic_bits(rounded, sigma)
         smooth = logistic_bits(residual, sigma.detach())
         self.bits = self.bits + (bits + smooth - smooth.detach()).sum((1, 2))
-        return target + (mean + FRACTION * rounded - target).detach()
+        return target + (mean + rounded - target).detach()
 
 
 Sink = Callable[[Tensor, Tensor, Tensor], None]
@@ -140,35 +149,44 @@ Sink = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class LatentQuantizer:
-    """A coder that quantises `target` (B, h * w, C) to the lattice, in exact mode, for a `sink`.
+    """A coder that quantises `targets` to the lattice, in exact mode, for a `sink`.
 
-    `rdo_lambda` (1 or h * w, C), in squared steps a bit, takes the place of the quantizer's own.
+    targets: (B, h * w, C) in steps, of every plane. `rdo_lambda` (1 or h * w, C), in squared steps
+    a bit, takes the place of the quantizer's own for y.
     """
 
     def __init__(
         self,
-        target: Tensor,
+        targets: Mapping[str, Tensor],
         quantizer: Quantizer,
         sink: Sink,
         rdo_lambda: Tensor | None = None,
     ) -> None:
-        self._target = target
+        self._targets = targets
         self._quantizer = quantizer
         self._sink = sink
         self._rdo_lambda = rdo_lambda
 
-    def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
+    def __call__(
+        self, plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
+    ) -> Tensor:
         """See `entropy.base.LatentCoder`."""
         bins = nearest_bin(scale).flatten()
-        residual = (self._target[:, positions, channels] - mean) / FRACTION
+        residual = self._targets[plane][:, positions, channels] - mean
         weights = None
-        if self._rdo_lambda is not None:
+        if self._rdo_lambda is not None and plane == "y":
             mine = self._rdo_lambda[:, channels]
             mine = mine if len(mine) == 1 else mine[positions]
             weights = mine.expand(residual.shape).flatten()
         j = self._quantizer.choose(residual.flatten(), bins, weights)
         self._sink(j, bins, residual.flatten())
-        return mean + self._quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)
+        return reconstruct(self._quantizer, j, bins, mean)
+
+
+def reconstruct(quantizer: Quantizer, j: Tensor, bins: Tensor, mean: Tensor) -> Tensor:
+    """Return latents (B, P, c) in steps of coordinates j and bins (B * P * c,) around means."""
+    residual = quantizer.reconstruct(j, bins).to(mean.dtype) / FRACTION
+    return mean + residual.reshape(mean.shape)
 
 
 def nearest_bin(scale: Tensor) -> Tensor:

@@ -20,25 +20,24 @@ are rate-distortion optimised already it gained less in forty steps than this in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvqcodec.entropy.base import FRACTION
 from lvqcodec.model import CodecModel, LatentQuantizer, bin_sigma, logistic_bits
 from lvqcodec.quantizer import Quantizer
 
 LONG, SHORT = (0.5, 0.12), (0.35, 0.25)
 """Share of the way to the new target in the first and in the last round, and in short searches."""
 
-_REACH = 0.3 * FRACTION
-"""The farthest that a target moves in a round, times the share: beyond, g says nothing."""
+_REACH = 0.3
+"""The farthest in steps that a target moves in a round, times the share: beyond, g says nothing."""
 
 _PROBES = 2
-_PROBE_MOVE = 0.25 * FRACTION  # about what quantisation moves latents by
+_PROBE_MOVE = 0.25  # steps, about what quantisation moves latents by
 
 _FOLLOWS = 0.42
 """Latents of smaller sigma that are their means are taken to stay so when those move."""
@@ -49,7 +48,7 @@ Cost = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """A target (1, h * w, C) in sixteenths of a step, the bits and the cost that it came to."""
+    """A target (1, h * w, C) in steps, the bits and the cost that it came to."""
 
     target: Tensor
     bits: float
@@ -85,7 +84,7 @@ def measured_curvature(cost: Cost, y_hat: Tensor, grid: tuple[int, int]) -> Tens
             y = (y_hat + side * move).requires_grad_()
             (gradient,) = torch.autograd.grad(cost(y), y)
             diagonal += side * gradient / move
-    diagonal *= FRACTION**2 / (2 * _PROBES)
+    diagonal /= 2 * _PROBES
     channels = diagonal.mean((0, 1))
     channels = channels.clamp(min=1e-3 * float(channels.max()))
     places = F.avg_pool2d(
@@ -98,10 +97,9 @@ def measured_curvature(cost: Cost, y_hat: Tensor, grid: tuple[int, int]) -> Tens
 def moved(target: Tensor, y_hat: Tensor, gradient: Tensor, curve: Tensor, share: float) -> Tensor:
     """Return a target that has gone `share` of the way to the best one around y_hat.
 
-    All (1, h * w, C) in sixteenths of a step, gradient in bits per sixteenth, but curve (1 or
-    h * w, C).
+    All (1, h * w, C) in steps, gradient in bits per step, but curve (1 or h * w, C).
     """
-    best = y_hat - gradient * (FRACTION**2 / curve)
+    best = y_hat - gradient * (1 / curve)
     return target + share * (best - target).clamp(-_REACH, _REACH)
 
 
@@ -125,27 +123,32 @@ class _Tally:
 class _Probe:
     """The coder's own quantiser, which remembers what the loss depends on.
 
-    `shift` (zeros, as target) is what the gradient is taken of: a change of the reconstruction.
+    `shift` (zeros, as y) is what the gradient is taken of: a change of the reconstruction.
     """
 
-    def __init__(self, target: Tensor, quantizer: Quantizer, rdo_lambda: Tensor) -> None:
+    def __init__(
+        self, targets: Mapping[str, Tensor], quantizer: Quantizer, rdo_lambda: Tensor
+    ) -> None:
         self.tally = _Tally(quantizer)
-        self._coder = LatentQuantizer(target, quantizer, self.tally, rdo_lambda)
-        self.shift = torch.zeros_like(target, requires_grad=True)
-        self.smooth_bits = target.new_zeros(())
+        self._coder = LatentQuantizer(targets, quantizer, self.tally, rdo_lambda)
+        self.shift = torch.zeros_like(targets["y"], requires_grad=True)
+        self.smooth_bits = self.shift.new_zeros(())
 
-    def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
+    def __call__(
+        self, plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
+    ) -> Tensor:
         """See `entropy.base.LatentCoder`."""
         sigma = bin_sigma(scale)
         fixed = mean.detach()
         with torch.no_grad():
-            y_hat = self._coder(positions, channels, fixed, scale)
+            y_hat = self._coder(plane, positions, channels, fixed, scale)
         follows = self.tally.zero.reshape(mean.shape) & (sigma < _FOLLOWS)
         # a later latent that is coded stays where it is when its mean moves, at another price
-        bits = logistic_bits((y_hat - torch.where(follows, fixed, mean)) / FRACTION, sigma)
+        bits = logistic_bits(y_hat - torch.where(follows, fixed, mean), sigma)
         self.smooth_bits = self.smooth_bits + bits.sum()
         carried = torch.where(follows, mean, fixed)
-        return carried + (y_hat - fixed) + self.shift[:, positions, channels]
+        coded = carried + (y_hat - fixed)
+        return coded + self.shift[:, positions, channels] if plane == "y" else coded
 
 
 def refine(
@@ -166,7 +169,7 @@ def refine(
     with it. The search itself has no end. The model is frozen, `quality` (1,) whole.
     """
     while True:
-        probe = _Probe(target, quantizer, 2 / curve)
+        probe = _Probe(model.targets(target, grid, quality), quantizer, 2 / curve)
         y_hat = model.entropy.code(probe, *grid, quality)
         spent = cost(y_hat)
         yield Round(target, probe.tally.bits, float(spent.detach()))

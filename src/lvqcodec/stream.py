@@ -26,11 +26,11 @@ from lvqcodec.coding.rangecoder import PartialDecoder, SymbolDecoder, SymbolEnco
 from lvqcodec.config import QUALITIES
 from lvqcodec.container import MAX_PIXELS, MAX_SIDE, Header, pack
 from lvqcodec.distortion import TUNES, weight
-from lvqcodec.entropy.base import MEAN_PARTS
+from lvqcodec.entropy.base import LATENT_UNITS
 from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
 from lvqcodec.guard import own_torch
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
-from lvqcodec.model import CodecModel, LatentQuantizer, Sink, nearest_bin
+from lvqcodec.model import CodecModel, LatentQuantizer, Sink, nearest_bin, reconstruct
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.tiling import STRIDE, Tiling, Window
 from lvqcodec.weights import unpack_weights
@@ -125,7 +125,7 @@ class Source:
 
     core: its positions; around: these and the margin that the analysis looks at. x: the pixels of
     `around` (1, 3, 8h, 8w) in [0, 1], padded; surroundings: the latents of `around`; target: those
-    of the tile, (1, h * w, C) in sixteenths of a step.
+    of the tile, (1, h * w, C) in steps.
     """
 
     original: Original
@@ -262,8 +262,10 @@ def _quantise(
 ) -> Tensor:
     target = source.target if target is None else target
     original = source.original
-    coder = LatentQuantizer(target, original.quantizer, sink, rdo_lambda)
-    return original.loaded.model.entropy.code(coder, *source.grid, original.quality)
+    model, quality = original.loaded.model, original.quality
+    targets = model.targets(target, source.grid, quality)
+    coder = LatentQuantizer(targets, original.quantizer, sink, rdo_lambda)
+    return model.entropy.code(coder, *source.grid, quality)
 
 
 # --- and back -----------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def read(
     loaded: LoadedModel,
     grid: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Read latents (1, h * w, C), in sixteenths of a step, and check their CRC.
+    """Read latents (1, h * w, C), in steps, and check their CRC.
 
     Those of a tile of `grid` positions, by default of the whole picture.
     Raises FormatError for a payload that is too short, StreamError if the integers are wrong.
@@ -312,10 +314,12 @@ def _latents(
 ) -> Tensor:
     quantizer = Quantizer(header.lattice, loaded.tables)
 
-    def coder(positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
+    def coder(
+        plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
+    ) -> Tensor:
         bins = nearest_bin(scale).flatten()
         j = torch.from_numpy(quantizer.read(bins.cpu().numpy(), decoder)).to(bins.device)
-        return mean + quantizer.reconstruct(j, bins).to(mean.dtype).reshape(mean.shape)
+        return reconstruct(quantizer, j, bins, mean)
 
     return loaded.model.entropy.code(coder, *grid, quality_of(header, loaded))
 
@@ -344,5 +348,5 @@ def quality_of(header: Header, loaded: LoadedModel) -> Tensor:
 
 def _crc(y_hat: Tensor) -> int:
     """CRC-32 of the latents as little-endian 32-bit integers, position by position."""
-    whole = (y_hat.cpu() * MEAN_PARTS).to(torch.int32)
+    whole = (y_hat.cpu() * LATENT_UNITS).to(torch.int32)
     return zlib.crc32(whole.numpy().astype("<i4").tobytes())

@@ -55,7 +55,7 @@ class Synthesis:
 
     @torch.inference_mode()
     def add(self, index: int, y_hat: Tensor) -> None:
-        """Take a tile's latents (1, h * w, C), sixteenths of a step; put what they complete."""
+        """Take a tile's latents (1, h * w, C) in steps; put what they complete."""
         tile = self._tiling[index]
         if index == self.tiles[0]:
             height = 2 * self._reach + self._tiling.held

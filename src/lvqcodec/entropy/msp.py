@@ -25,17 +25,24 @@ is not decoded yet cannot be read, because no index points to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
 from lvqcodec.config import EntropyConfig
-from lvqcodec.entropy.base import FRACTION, LATENT_LIMIT, MEAN_PARTS, NUM_BINS, LatentCoder
+from lvqcodec.entropy.base import (
+    FRACTION,
+    LATENT_LIMIT,
+    LATENT_UNITS,
+    NUM_BINS,
+    EntropyModel,
+    LatentCoder,
+)
 from lvqcodec.entropy.order import coding_order, known_offsets, subgroup_places
 from lvqcodec.errors import ModelMismatch, UsageError
-from lvqcodec.integer import ACTIVATION_MAX, IntegerLinear, Mode
+from lvqcodec.integer import ACTIVATION_MAX, IntegerLayer, IntegerLinear
 from lvqcodec.layers import floor_ste, module_list, round_ste, straight_through
 
 QUALITY_NODES = 6
@@ -46,6 +53,7 @@ _COMPAND_GAIN = 12.0
 _ERROR_MAX = 2047  # what the linear prediction sees of an error
 _GATE_ONE = 128
 SCALE_MAX = FRACTION * (NUM_BINS - 1)
+_MEAN_PARTS = LATENT_UNITS // FRACTION  # means are whole quarters of a sixteenth of a step
 
 # Mean corrections leave the network in 1/64 step per 2^-6, scales in 1/16 bin: one unit of the last
 # layer is one step, or eight bins, which keeps both in the range where networks learn well.
@@ -56,10 +64,8 @@ _OUT_MAX = 16384
 ACTIVITY_SLOPE = 1.5
 """What a channel's activity weighs in its scale before training; 2.67 would be in proportion."""
 
-_STORED = {"weight": torch.int16, "bias": torch.int32, "exponent": torch.int8}
 
-
-class WeightedSum(nn.Module):
+class WeightedSum(IntegerLayer):
     """A sum over the known neighbours, channel by channel, weights in units of 1/256."""
 
     weight_int: Tensor
@@ -68,7 +74,6 @@ class WeightedSum(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.full((neighbours, channels), 1.0 / neighbours))
         self.gain = gain
-        self.mode: Mode = "float"
 
     def forward(self, neighbours: Tensor) -> Tensor:
         """Map (B, P, N, C), whole numbers up to LATENT_LIMIT, to `gain` times the sum (B, P, C)."""
@@ -92,10 +97,11 @@ class WeightedSum(nn.Module):
     def freeze(self) -> None:
         """Turn the weights into integers and switch to exact arithmetic."""
         weight = torch.round(self.weight.detach() * _WEIGHT_ONE)
-        self.load_integers(weight)
+        self.load_integers({"weight": weight})
 
-    def load_integers(self, weight: Tensor) -> None:
+    def load_integers(self, integers: Mapping[str, Tensor]) -> None:
         """Take integer weights (N, C); ModelMismatch if a partial sum could reach 2^24."""
+        weight = integers["weight"]
         reach = int(weight.abs().sum(0).max())
         if reach > _REACH_MAX:
             raise ModelMismatch(f"weights of neighbours sum to {reach}, above {_REACH_MAX}")
@@ -177,7 +183,7 @@ class ContextNetwork(nn.Module):
         told = errors[..., :channels].clamp(-_ERROR_MAX, _ERROR_MAX).flatten(2)
         more = self.linear(told, quality) * self.gate(activity, quality) / _GATE_ONE
         if self.linear.mode != "float":
-            more = floor_ste(more * MEAN_PARTS + 0.5) / MEAN_PARTS
+            more = floor_ste(more * _MEAN_PARTS + 0.5) / _MEAN_PARTS
         return torch.cat([predicted[..., :channels] + more, predicted[..., channels:]], 2)
 
 
@@ -211,7 +217,7 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
     return torch.unflatten(x.index_select(1, index.flatten()), 1, index.shape)
 
 
-class MultiScaleProgressive(nn.Module):
+class MultiScaleProgressive(EntropyModel):
     """The probability model: `code` walks the order of coding, for every kind of coder alike."""
 
     compand_table: Tensor
@@ -231,7 +237,6 @@ class MultiScaleProgressive(nn.Module):
             )
         self.config = config
         self.channels = channels
-        self.mode: Mode = "float"
         self.prior = _head(1, channels)
         # the finest scale holds three quarters of the latents and has networks of its own
         sets = min(config.scales, 2)
@@ -254,52 +259,6 @@ class MultiScaleProgressive(nn.Module):
         """Positions after which the order of coding repeats itself, in both directions."""
         return math.lcm(*self.config.block) << (self.config.scales - 1)
 
-    def layers(self) -> Iterator[tuple[str, IntegerLinear | WeightedSum]]:
-        """Every layer with arithmetic of its own, by name."""
-        for name, module in self.named_modules():
-            if isinstance(module, IntegerLinear | WeightedSum):
-                yield name, module
-
-    def set_mode(self, mode: Mode) -> None:
-        """Switch every layer to float, simulated or (once frozen) exact arithmetic."""
-        self.mode = mode
-        for _, layer in self.layers():
-            layer.mode = mode
-
-    def freeze(self) -> None:
-        """Make every layer exact, proving its bound; ModelMismatch if one does not hold."""
-        for _, layer in self.layers():
-            layer.freeze()
-        self.mode = "exact"
-
-    def to_integers(self) -> dict[str, Tensor]:
-        """The integers of a frozen model by name, in the smallest types that hold them."""
-        return {
-            f"{name}.{part}": integers.to(_STORED[part])
-            for name, layer in self.layers()
-            for part, integers in layer.integers().items()
-        }
-
-    def load_integers(self, arrays: Mapping[str, Tensor]) -> None:
-        """Undo `to_integers`, every bound proved again; ModelMismatch if anything is amiss."""
-        left = dict(arrays)
-        for name, layer in self.layers():
-            parts = {}
-            for part, shape in layer.integer_shapes().items():
-                stored = left.pop(f"{name}.{part}", None)
-                if stored is None:
-                    raise ModelMismatch(f"the weights lack '{name}.{part}'; install them again")
-                if stored.dtype != _STORED[part] or stored.shape != shape:
-                    raise ModelMismatch(
-                        f"'{name}.{part}' is {stored.dtype} {tuple(stored.shape)}, not"
-                        f" {_STORED[part]} {shape}; install the weights again"
-                    )
-                parts[part] = stored
-            layer.load_integers(**parts)
-        if left:
-            raise ModelMismatch(f"the weights hold an unknown {min(left)!r}; upgrade lvqcodec")
-        self.mode = "exact"
-
     def compand(self, x: Tensor) -> Tensor:
         """Map sixteenths of a step to activations: 12 log2(1 + |x| / 16) with the sign of x."""
         if self.mode == "exact":
@@ -313,11 +272,7 @@ class MultiScaleProgressive(nn.Module):
         return torch.log2(1 + x.abs() / FRACTION) * _COMPAND_GAIN * x.sign()
 
     def code(self, coder: LatentCoder, height: int, width: int, quality: Tensor) -> Tensor:
-        """Walk all steps of an h x w grid with `coder`; return the latents (B, h * w, C).
-
-        quality: (B,) in 0..100 (in exact mode one integer quality for the batch). Latents are in
-        sixteenths of a step; in exact mode all are multiples of 1 / MEAN_PARTS, scales integers.
-        """
+        """See `EntropyModel.code`."""
         device = quality.device
         carrier = quality.dtype
         order = coding_order(height, width, self.config.scales, self.config.block, device)
@@ -329,7 +284,11 @@ class MultiScaleProgressive(nn.Module):
         mean, scale = self.prior(nothing, quality).chunk(2, dim=2)
         # the factorised prior is one parallel step, whatever the channel groups
         y[:, order.coarsest] = coder(
-            order.coarsest, slice(0, self.channels), mean / MEAN_PARTS, scale.clamp(0, SCALE_MAX)
+            "y",
+            order.coarsest,
+            slice(0, self.channels),
+            mean / LATENT_UNITS,
+            scale.clamp(0, SCALE_MAX),
         )
 
         for depth, scale_order in enumerate(order.scales):
@@ -358,9 +317,9 @@ class MultiScaleProgressive(nn.Module):
                         state, more = self._hear_seeds(network, index - 1, seeds, hidden, quality)
                         own = own + more
                     mean, scale = network.heads[index](state, quality).chunk(2, dim=2)
-                    mean = predicted[:, :, group] + mean / MEAN_PARTS
+                    mean = (predicted[:, :, group] + mean / _MEAN_PARTS) / FRACTION
                     scale = (own + scale).clamp(0, SCALE_MAX)
-                    coded = coder(subgroup.positions, group, mean, scale)
+                    coded = coder("y", subgroup.positions, group, mean, scale)
                     surprises.append(self._known(coded - mean))
                     y[:, subgroup.positions, group] = coded
         return y[:, :-1]
@@ -376,8 +335,9 @@ class MultiScaleProgressive(nn.Module):
         return state, network.seed_scales[seeds](activity, quality)
 
     def _known(self, y: Tensor) -> Tensor:
-        """What the networks see of latents: whole sixteenths within LATENT_LIMIT."""
-        return self._clip(y if self.mode == "float" else floor_ste(y + 0.5))
+        """What the networks see of latents in steps: whole sixteenths within LATENT_LIMIT."""
+        sixteenths = y * FRACTION
+        return self._clip(sixteenths if self.mode == "float" else floor_ste(sixteenths + 0.5))
 
     def _clip(self, y: Tensor) -> Tensor:
         return y.clamp(-LATENT_LIMIT, LATENT_LIMIT)

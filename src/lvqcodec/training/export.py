@@ -171,8 +171,8 @@ def _batches(model: CodecModel, crops: Tensor) -> list[_Batch]:
 @torch.no_grad()
 def _quantise(model: CodecModel, batch: _Batch, quantizer: Quantizer, sink: Sink) -> Tensor:
     """Return the latents (B, h * w, C) as the codec would code them."""
-    coder = LatentQuantizer(batch.y, quantizer, sink)
     at = torch.full((len(batch.y),), float(batch.quality), device=batch.y.device)
+    coder = LatentQuantizer(model.targets(batch.y, batch.grid, at), quantizer, sink)
     return model.entropy.code(coder, *batch.grid, at)
 
 

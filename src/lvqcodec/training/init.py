@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,8 @@ def fit_linear(model: CodecModel, crops: Tensor) -> None:
     for start in range(0, len(crops), 4):
         some = crops[start : start + 4]
         quality = some.new_full((len(some),), _FIT_QUALITY)
-        model.entropy.code(_FitCoder(model.analysis(some, quality), fits), *grid, quality)
+        targets = model.targets(model.analysis(some, quality), grid, quality)
+        model.entropy.code(_FitCoder(targets, fits), *grid, quality)
     for fit in fits:
         fit.solve()
 
@@ -144,7 +146,7 @@ class _Fit:
         self.seen = inputs[0]
 
     def add(self, left: Tensor) -> None:
-        """Take what is left (B, P, outputs) of the targets of the inputs just seen."""
+        """Take what the inputs just seen leave of the targets (B, P, outputs), in sixteenths."""
         assert self.seen is not None
         inputs = self.seen.flatten(0, 1)
         self.gram += (inputs.T @ inputs).double()
@@ -161,17 +163,20 @@ class _Fit:
 class _FitCoder(RateEstimator):
     """Rounds like its parent, and hands what predictions leave to the fits."""
 
-    def __init__(self, target: Tensor, fits: list[_Fit]) -> None:
-        super().__init__(target)
+    def __init__(self, targets: Mapping[str, Tensor], fits: list[_Fit]) -> None:
+        super().__init__(targets)
         self._fits = fits
         self._left: list[Tensor] = []
 
-    def __call__(self, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor) -> Tensor:
+    def __call__(
+        self, plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
+    ) -> Tensor:
         """See `RateEstimator`."""
         for fit in self._fits:
             if fit.seen is not None:
-                self._left.append(self._target[:, positions, channels] - mean)
+                left = self._targets[plane][:, positions, channels] - mean
+                self._left.append(left * FRACTION)
                 if channels.stop >= len(fit.weight):
                     fit.add(torch.cat(self._left, 2)[:, :, : len(fit.weight)])
                     self._left = []
-        return super().__call__(positions, channels, mean, scale)
+        return super().__call__(plane, positions, channels, mean, scale)
