@@ -28,6 +28,7 @@ from lvqcodec.errors import ModelMismatch, ModelNotFound, UsageError
 from lvqcodec.model import CodecModel
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training import export as exporting
+from lvqcodec.training import fit_tables as fitting
 from lvqcodec.training.checkpoint import CHECKPOINT, read_weights
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.init import initialise
@@ -461,9 +462,9 @@ def test_validation_measures_whole_pictures(new_model, photograph):
 
 @pytest.fixture
 def quick_export(monkeypatch):
-    monkeypatch.setattr(exporting, "_FIT_CROPS", 8)
-    monkeypatch.setattr(exporting, "_FIT_ROUNDS", 2)
-    monkeypatch.setattr(exporting, "_CROP", 64)
+    monkeypatch.setattr(exporting, "FIT_CROPS", 8)
+    monkeypatch.setattr(fitting, "_ROUNDS", 2)
+    monkeypatch.setattr(exporting, "FIT_CROP", 64)
 
 
 def test_an_exported_model_codes(finished, photograph, tmp_path, monkeypatch):
@@ -512,13 +513,13 @@ def test_fitted_tables_and_polish_make_better_files(
 def test_tables_are_fitted_to_what_the_lattices_choose(
     finished, pictures, tmp_path, monkeypatch, quick_export
 ):
-    fit, seen = exporting.fit_tables, []
-    monkeypatch.setattr(exporting, "fit_tables", lambda h: seen.append(h) or fit(h))
+    fit, seen = fitting.fit_tables, []
+    monkeypatch.setattr(fitting, "fit_tables", lambda h: seen.append(h) or fit(h))
     exporting.export(finished[0], name="x", out=tmp_path, data=[pictures], device="cpu")
-    assert len(seen) == exporting._FIT_ROUNDS
+    assert len(seen) == fitting._ROUNDS
     for histograms in seen:
         scalars, coordinates = histograms.counts
-        assert scalars.sum() == exporting._FIT_CROPS * 8 * 8 * 24  # all latents, as Z^n codes them
+        assert scalars.sum() == exporting.FIT_CROPS * 8 * 8 * 24  # all latents, as Z^n codes them
         assert scalars[:, 1::2].sum() == 0 and coordinates[:, 1::2].sum() > 0  # halves are E8's
         assert 0 < coordinates.sum() < scalars.sum() and coordinates.sum() % 8 == 0
         assert coordinates[:LATTICE_MIN_BIN].sum() == 0
@@ -536,15 +537,15 @@ def test_crops_of_one_quality_are_coded_together(new_model, photograph):
         quantizer = Quantizer(lattice, model.tables)
         found = []
         for parts in ((crops,), (crops[:1], crops[1:])):
-            tally = exporting._Tally(quantizer)
+            tally = fitting._Tally(quantizer)
             latents = [
-                exporting._quantise(model, exporting._batch(model, part, 70), quantizer, tally)
+                fitting.quantise(model, fitting.analyse(model, part, 70), quantizer, tally)
                 for part in parts
             ]
             found.append((torch.cat(latents), tally))
         (together, both), (apart, single) = found
         assert torch.equal(together, apart) == (lattice == "z")
-        y = exporting._batch(model, crops, 70).y
+        y = fitting.analyse(model, crops, 70).y
         errors = [float((y_hat - y).square().mean()) for y_hat in (together, apart)]
         assert errors[0] == pytest.approx(errors[1], rel=tolerance)
         assert both.bits == pytest.approx(single.bits, rel=max(tolerance / 6, 1e-9))
@@ -648,7 +649,7 @@ def test_a_transform_that_others_need_is_never_changed(
         assert digests(models) == before and len(list(models.iterdir())) == 3
 
     with monkeypatch.context() as patch:
-        patch.setattr(exporting, "_fit", None)  # refused before anything that takes long
+        patch.setattr(exporting, "fit_to_crops", None)  # refused before anything that takes long
         remedy = (
             r"base' needs the transform in .*choose another --share, or.*start_from = .*base.toml"
         )

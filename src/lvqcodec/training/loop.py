@@ -20,7 +20,7 @@ from lvqcodec.interrupts import on_interrupt
 from lvqcodec.training.checkpoint import CHECKPOINT
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.ranks import join_ranks
-from lvqcodec.training.recipe import Recipe
+from lvqcodec.training.recipe import RECIPE, Recipe
 from lvqcodec.training.trainer import Trainer
 from lvqcodec.training.validate import QUALITIES, validate
 
@@ -88,7 +88,7 @@ def train(
             )
         if ranks.first:
             say(f"{sampler.total_pixels / 1e6:.0f} megapixels on {ranks.count} x {where}")
-            (folder / "recipe.toml").write_bytes(Path(config).read_bytes())
+            (folder / RECIPE).write_bytes(Path(config).read_bytes())
         saved, validated = time.monotonic(), _validations(trainer)
         with on_interrupt(clock.stop):
             for record in _run(trainer, sampler, clock, log_seconds, report):

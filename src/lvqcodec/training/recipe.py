@@ -12,6 +12,9 @@ from lvqcodec.distortion import TUNES
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 
+RECIPE = "recipe.toml"
+"""The copy in a run folder of the recipe that it follows."""
+
 GROUPS = ("klt", "analysis", "synthesis", "entropy", "steps")
 """What a stage may train: linear path, networks of g_a, of g_s, probability model, steps."""
 

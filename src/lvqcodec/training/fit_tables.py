@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probability rows fitted to what the quantizer really chooses on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lvqcodec.coding.tables import CodingTables, Histograms, fit_tables
+from lvqcodec.config import QUALITIES
+from lvqcodec.model import CodecModel, LatentQuantizer, Sink
+from lvqcodec.quantizer import Quantizer
+
+FIT_CROPS, FIT_CROP = 202, 256
+"""Crops to fit to, two for each quality, and their side in pixels."""
+
+_ROUNDS = 5  # the choice depends on the tables and the tables on the choice
+_FULL_ROUNDS = 2  # the last ones; a quarter of the crops will do for those before
+
+
+def fit_to_crops(model: CodecModel, crops: Tensor, report: Callable[[str], None]) -> None:
+    """Refit the tables of a frozen model to crops (B, 3, H, W), spread over the qualities."""
+    batches = batches_of(model, crops)
+    for index in range(_ROUNDS):
+        every = 1 if index >= _ROUNDS - _FULL_ROUNDS else 4
+        model.tables, bpp = _fit(model, batches[::every])
+        report(f"tables {index + 1}/{_ROUNDS}: {bpp:.4f} bpp before this fit")
+
+
+def _fit(model: CodecModel, batches: Sequence[Batch]) -> tuple[CodingTables, float]:
+    """Refit the tables to what is chosen by the present ones; also the bpp of these, with E8."""
+    assert model.tables is not None
+    z, e8 = _Tally(Quantizer("z", model.tables)), _Tally(Quantizer("e8", model.tables))
+    for tally in (z, e8):
+        for batch in batches:
+            quantise(model, batch, tally.quantizer, tally)
+    # one set of scalar rows serves both lattices, and with Z^n every bin of it is seen
+    counts = np.stack([z.histograms.counts[0], e8.histograms.counts[1]])
+    offsets = np.stack([z.histograms.offsets[0], e8.histograms.offsets[1]])
+    return fit_tables(Histograms(counts, offsets)), e8.bits / sum(b.pixels for b in batches)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Latents y (B, h * w, C) of crops of `pixels` in all, coded at one quality."""
+
+    y: Tensor
+    grid: tuple[int, int]
+    quality: int
+    pixels: int
+
+
+@torch.no_grad()
+def analyse(model: CodecModel, crops: Tensor, quality: int) -> Batch:
+    """Analyse crops (B, 3, H, W); exact networks take as many as share a quality at once."""
+    at = torch.full((len(crops),), float(quality), device=crops.device)
+    pixels = len(crops) * crops.shape[2] * crops.shape[3]
+    return Batch(model.analysis(crops, at), model.grid(*crops.shape[-2:]), quality, pixels)
+
+
+def batches_of(model: CodecModel, crops: Tensor) -> list[Batch]:
+    """Spread crops (B, 3, H, W) evenly over the qualities."""
+    shares = [crops[quality :: len(QUALITIES)] for quality in QUALITIES]
+    return [
+        analyse(model, share, q) for q, share in zip(QUALITIES, shares, strict=True) if len(share)
+    ]
+
+
+@torch.no_grad()
+def quantise(model: CodecModel, batch: Batch, quantizer: Quantizer, sink: Sink) -> Tensor:
+    """Return the latents (B, h * w, C) as the codec would code them."""
+    at = torch.full((len(batch.y),), float(batch.quality), device=batch.y.device)
+    coder = LatentQuantizer(model.targets(batch.y, batch.grid, at), quantizer, sink)
+    return model.entropy.code(coder, *batch.grid, at)
+
+
+class _Tally:
+    """A sink that adds up what a quantizer chooses, and its cost."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.quantizer = quantizer
+        self.histograms = Histograms.empty()
+        self.bits = 0.0
+
+    def __call__(self, j: Tensor, bins: Tensor, residual: Tensor) -> None:
+        self.histograms += self.quantizer.histograms(j, bins, residual)
+        self.bits += self.quantizer.bits(j, bins)
