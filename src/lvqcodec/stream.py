@@ -303,7 +303,7 @@ def read_partial(
     payload if this is the beginning of one; there is no CRC that could tell. Raises StreamError
     for words that no encoder writes.
     """
-    most = _MOST_BYTES * grid[0] * grid[1] * loaded.model.config.transform.latent_channels
+    most = _MOST_BYTES * grid[0] * grid[1] * loaded.model.transform.channels
     decoder = PartialDecoder(bytes(payload[_CRC.size :][:most]))
     y_hat = _latents(header, decoder, loaded, grid)
     return y_hat, decoder.received / y_hat.numel()
@@ -336,7 +336,7 @@ def open_tile(
             f"latents section of {len(payload)} bytes is too short; get the file again"
         )
     decoder = SymbolDecoder(bytes(payload[_CRC.size :]))
-    latents = grid[0] * grid[1] * loaded.model.config.transform.latent_channels
+    latents = grid[0] * grid[1] * loaded.model.transform.channels
     decoder.require(latents * loaded.tables.least_bits)
     return decoder
 
