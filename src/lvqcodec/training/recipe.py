@@ -16,14 +16,12 @@ from lvqcodec.model import CodecConfig
 RECIPE = "recipe.toml"
 """The copy in a run folder of the recipe that it follows."""
 
-GROUPS = ("klt", "analysis", "synthesis", "entropy", "steps")
-"""What a stage may train: linear path, networks of g_a, of g_s, probability model, steps."""
-
 
 @dataclass(frozen=True)
 class Stage:
     """A stretch of training with one set of trained groups and one learning-rate decay (cosine).
 
+    `train` names the groups, see `optimizers.trainable`; the trainer, which has the model, checks.
     `batch` counts the crops of a step, over all processes that train together.
     """
 
@@ -40,10 +38,6 @@ class Stage:
     """The range of qualities trained for, evenly; both ends may be the same."""
 
     def __post_init__(self) -> None:
-        wrong = sorted(set(self.train) - set(GROUPS))
-        if wrong or not self.train:
-            what = repr(wrong[0]) if wrong else "nothing"
-            raise UsageError(f"stage {self.name!r} trains {what}; choose from {', '.join(GROUPS)}")
         low, high = self.qualities
         if not 0 <= low <= high <= 100:
             raise UsageError(
