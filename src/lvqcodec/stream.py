@@ -29,8 +29,9 @@ from lvqcodec.distortion import TUNES, weight
 from lvqcodec.entropy.base import LATENT_UNITS
 from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
 from lvqcodec.guard import own_torch
+from lvqcodec.likelihood import nearest_bin
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
-from lvqcodec.model import CodecModel, LatentQuantizer, Sink, nearest_bin, reconstruct
+from lvqcodec.model import CodecModel, LatentQuantizer, Sink, reconstruct
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.tiling import STRIDE, Tiling, Window
 from lvqcodec.weights import unpack_weights

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lvqcodec.config import QUALITIES
 from lvqcodec.model import CodecModel
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler
@@ -74,11 +73,13 @@ def polish(
 def _coded_crops(
     model: CodecModel, crops: Tensor, generator: torch.Generator
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Code crops (B, 3, H, W) at qualities spread over 0..100: (crop, latents, quality) of each."""
+    """Return (crop, latents, quality) of each of crops (B, 3, H, W), at its qualities."""
     assert model.tables is not None
     quantizer = Quantizer(model.config.lattice, model.tables)
     strata = torch.arange(len(crops)) + torch.rand(len(crops), generator=generator)
-    qualities = (strata * (len(QUALITIES) / len(crops))).long().clamp(max=QUALITIES[-1]).tolist()
+    choice = model.config.quality_range
+    places = (strata * (len(choice) / len(crops))).long().clamp(max=len(choice) - 1).tolist()
+    qualities = [choice[place] for place in places]
     coded = []
     for crop, quality in zip(crops, qualities, strict=True):
         latents = quantise(model, analyse(model, crop[None], quality), quantizer, _ignore)
