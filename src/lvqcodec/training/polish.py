@@ -14,7 +14,7 @@ from lvqcodec.model import CodecModel
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler
 from lvqcodec.training.fit_tables import analyse, quantise
-from lvqcodec.training.optimizers import group_of, make_optimizers, set_learning_rate
+from lvqcodec.training.optimizers import make_optimizers, set_learning_rate
 
 
 def polish(
@@ -42,10 +42,11 @@ def polish(
     while not coded or progress() < 1 / 3:
         coded += _coded_crops(model, sampler.sample(batch, crop, generator), generator)
     model.requires_grad_(False)
-    parameters = []
-    for name, parameter in model.named_parameters():
-        if group_of(name) == "synthesis" or ".inverse_klt." in name:
-            parameters.append(parameter.requires_grad_(True))
+    parameters = [
+        parameter.requires_grad_(True)
+        for module in model.transform.decoder_modules()
+        for parameter in module.parameters()
+    ]
     optimizers = make_optimizers(model, lr)
     grid = model.grid(crop, crop)
     step = 0

@@ -18,14 +18,12 @@ from lvqcodec.surrogates import SURROGATES
 RECIPE = "recipe.toml"
 """The copy in a run folder of the recipe that it follows."""
 
-GROUPS = ("klt", "analysis", "synthesis", "entropy", "steps")
-"""What a stage may train: linear path, networks of g_a, of g_s, probability model, steps."""
-
 
 @dataclass(frozen=True)
 class Stage:
     """A stretch of training with one set of trained groups and one learning-rate decay (cosine).
 
+    `train` names the groups, see `optimizers.trainable`; the trainer, which has the model, checks.
     `batch` counts the crops of a step, over all processes that train together.
     """
 
@@ -46,10 +44,6 @@ class Stage:
     """The distortion of this stage, as `Recipe.tune`; by default that."""
 
     def __post_init__(self) -> None:
-        wrong = sorted(set(self.train) - set(GROUPS))
-        if wrong or not self.train:
-            what = repr(wrong[0]) if wrong else "nothing"
-            raise UsageError(f"stage {self.name!r} trains {what}; choose from {', '.join(GROUPS)}")
         _choose(f"stage {self.name!r}: surrogate", self.surrogate, SURROGATES)
         if self.loss:
             _choose(f"stage {self.name!r}: loss", self.loss, TUNES)

@@ -18,7 +18,7 @@ from lvqcodec.surrogates import SURROGATES, Surrogate
 from lvqcodec.training.checkpoint import read_checkpoint, read_weights, write_checkpoint
 from lvqcodec.training.data import CropSampler, to_device
 from lvqcodec.training.init import fit_linear, initialise, linear_is_fitted
-from lvqcodec.training.optimizers import group_of, make_optimizers, set_learning_rate
+from lvqcodec.training.optimizers import make_optimizers, set_learning_rate, trainable
 from lvqcodec.training.ranks import Ranks
 from lvqcodec.training.recipe import Recipe, Stage
 from lvqcodec.training.throughput import Meter
@@ -55,6 +55,11 @@ class Trainer:
             distortion(tune)  # a missing package is to show now
 
     def _check(self, stage: Stage) -> None:
+        groups = trainable(self.model)
+        wrong = sorted(set(stage.train) - set(groups))
+        if wrong or not stage.train:
+            what = repr(wrong[0]) if wrong else "nothing"
+            raise UsageError(f"stage {stage.name!r} trains {what}; choose from {', '.join(groups)}")
         for name, value, unit, what in (
             ("crop", stage.crop, self.model.stride, "the stride of the transform"),
             ("batch", stage.batch, self.ranks.count, "the number of processes"),
@@ -76,8 +81,9 @@ class Trainer:
         """Choose what is trained and build its optimisers."""
         for model in (self.model, self.average):
             model.entropy.set_mode("simulate" if stage.simulate else "float")
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(group_of(name) in stage.train)
+        for name, parameters in trainable(self.model).items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in stage.train)
         self.optimizers = make_optimizers(self.model, stage.lr)
 
     def train_step(self, sampler: CropSampler, stage: Stage) -> dict[str, Tensor]:
