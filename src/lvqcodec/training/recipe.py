@@ -7,8 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvqcodec.config import CodecConfig, from_table
-from lvqcodec.distortion import TUNES
+from lvqcodec.config import TUNES, CodecConfig, from_table
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 
