@@ -11,21 +11,22 @@ import torch
 
 from lvqcodec import codec
 from lvqcodec.coding.tables import parametric_tables
-from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig
+from lvqcodec.entropy import MultiScaleProgressive
 from lvqcodec.lvqfile import open_lvq
-from lvqcodec.model import CodecModel
+from lvqcodec.model import CodecConfig, CodecModel
 from lvqcodec.options import EncodeOptions
 from lvqcodec.original import prepare
 from lvqcodec.picture import Picture
 from lvqcodec.stream import TileCoder
 from lvqcodec.training.init import initialise
+from lvqcodec.transforms import LappedTransform
 from lvqcodec.weights import pack_parts, pack_weights
 
 TINY = CodecConfig(
-    TransformConfig(
+    LappedTransform.Config(
         latent_channels=24, analysis=((4, 6, 1), (8, 8, 1)), synthesis=((8, 8, 1), (4, 6, 1))
     ),
-    EntropyConfig(scales=2, seeds=(8,), linear=16, hidden=24, trunk=12, depth=1),
+    MultiScaleProgressive.Config(scales=2, seeds=(8,), linear=16, hidden=24, trunk=12, depth=1),
 )
 
 CODEC_TABLES = """

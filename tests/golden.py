@@ -26,11 +26,13 @@ from PIL import Image
 from lvqcodec import codec, stream, tiling
 from lvqcodec.catalog import find_by_digest
 from lvqcodec.coding.tables import CodingTables, RowTable, parametric_tables
-from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig
 from lvqcodec.container import SECTION_LATENTS, SECTION_TILES, Section, pack, read_header, unpack
+from lvqcodec.entropy import MultiScaleProgressive
 from lvqcodec.entropy.base import LATENT_UNITS
 from lvqcodec.lvqfile import open_lvq
+from lvqcodec.model import CodecConfig
 from lvqcodec.picture import Picture
+from lvqcodec.transforms import LappedTransform
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
@@ -40,8 +42,8 @@ MODEL = "golden"
 
 # seeds, several scales, both sets of networks, and a grid that no scale divides evenly
 CONFIG = CodecConfig(
-    TransformConfig(latent_channels=24, analysis=((8, 8, 1),), synthesis=((8, 8, 1),)),
-    EntropyConfig(scales=3, seeds=(4, 6), linear=8, hidden=12, trunk=8, depth=1),
+    LappedTransform.Config(latent_channels=24, analysis=((8, 8, 1),), synthesis=((8, 8, 1),)),
+    MultiScaleProgressive.Config(scales=3, seeds=(4, 6), linear=8, hidden=12, trunk=8, depth=1),
 )
 MAX_RADIUS = 40  # short rows: a small file, and escapes are frequent
 

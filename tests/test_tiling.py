@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from lvqcodec import effort, footprint, imageio, metrics, stream, tiling
 from lvqcodec.cli import main
 from lvqcodec.codec import decode, encode, encode_image, load_model
-from lvqcodec.config import TransformConfig
 from lvqcodec.container import (
     SECTION_LATENTS,
     SECTION_TILES,
@@ -124,7 +123,7 @@ def test_sides_that_the_format_lacks_are_refused(loaded, photograph, tile):
 @pytest.mark.parametrize("levels", [((8, 6, 2),), ((4, 6, 1), (8, 8, 1)), ((2, 4, 1), (8, 4, 1))])
 def test_the_networks_see_as_far_as_they_say_and_no_farther(levels):
     torch.manual_seed(0)
-    transform = LappedTransform(TransformConfig("lapped", 24, levels, levels[::-1]))
+    transform = LappedTransform(LappedTransform.Config("lapped", 24, levels, levels[::-1]))
     for parameter in transform.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     transform, quality = transform.double(), torch.tensor([50.0], dtype=torch.float64)

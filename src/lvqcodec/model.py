@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvqcodec.config import CodecConfig
+from lvqcodec.config import AxisConfig, from_table, pick
 from lvqcodec.entropy import ENTROPY_MODELS
 from lvqcodec.entropy.base import FRACTION, SIGMAS
-from lvqcodec.errors import UsageError
 from lvqcodec.layers import QualityTable
 from lvqcodec.quantizer import RDO_LAMBDA, Quantizer
 from lvqcodec.transforms import TRANSFORMS
@@ -22,16 +23,39 @@ from lvqcodec.transforms import TRANSFORMS
 if TYPE_CHECKING:
     from lvqcodec.coding.tables import CodingTables
 
-T = TypeVar("T")
-
 STEP_NODES = 6
 
 
-def _pick(choices: Mapping[str, T], name: str) -> T:
-    """Return what an axis has under a name; raises UsageError."""
-    if name not in choices:
-        raise UsageError(f"unknown {name!r} in [codec]; choose one of {', '.join(choices)}")
-    return choices[name]
+@dataclass(frozen=True)
+class CodecConfig:
+    """One composition: transform x lattice x entropy model, and the range of rate points.
+
+    The Lagrangian of quality q is `lmbda_min * (lmbda_max / lmbda_min) ** (q / 100)` in
+    bpp + lmbda * 255^2 * MSE, with the MSE of samples in [0, 1].
+    """
+
+    transform: AxisConfig = field(
+        default_factory=TRANSFORMS["lapped"].Config, metadata={"choices": TRANSFORMS}
+    )
+    entropy: AxisConfig = field(
+        default_factory=ENTROPY_MODELS["msp"].Config, metadata={"choices": ENTROPY_MODELS}
+    )
+    lattice: str = "e8"
+    lmbda_min: float = 4e-4
+    lmbda_max: float = 0.6
+
+    def lmbda(self, quality: float) -> float:
+        """Return the Lagrange multiplier of a quality in 0..100."""
+        return float(self.lmbda_min * (self.lmbda_max / self.lmbda_min) ** (quality / 100))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain data; `from_dict` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> CodecConfig:
+        """Build from nested plain data; unknown keys and wrong types raise UsageError."""
+        return from_table(cls, data, "codec")
 
 
 class RateOutput(NamedTuple):
@@ -58,9 +82,9 @@ class CodecModel(nn.Module):
     def __init__(self, config: CodecConfig, tables: CodingTables | None = None) -> None:
         super().__init__()
         self.config = config
-        channels = config.transform.latent_channels
-        self.transform = _pick(TRANSFORMS, config.transform.name)(config.transform)
-        self.entropy = _pick(ENTROPY_MODELS, config.entropy.name)(config.entropy, channels)
+        self.transform = pick(TRANSFORMS, config.transform.name)(config.transform)
+        channels = self.transform.channels
+        self.entropy = pick(ENTROPY_MODELS, config.entropy.name)(config.entropy, channels)
         self.log_step = QualityTable(STEP_NODES, channels)
         self.tables = tables
         with torch.no_grad():

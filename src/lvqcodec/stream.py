@@ -29,7 +29,8 @@ from lvqcodec.container import Header
 from lvqcodec.entropy.base import LATENT_UNITS
 from lvqcodec.errors import FormatError, StreamError, UsageError
 from lvqcodec.guard import own_torch
-from lvqcodec.model import CodecModel, LatentQuantizer, Sink, nearest_bin, reconstruct
+from lvqcodec.likelihood import nearest_bin
+from lvqcodec.model import CodecModel, LatentQuantizer, Sink, reconstruct
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.weights import unpack_weights
 
@@ -190,7 +191,7 @@ class TileCoder:
 
     def _count(self, grid: tuple[int, int]) -> int:
         """Number of latents of a tile."""
-        return grid[0] * grid[1] * self.model.config.transform.latent_channels
+        return grid[0] * grid[1] * self.model.transform.channels
 
 
 def _crc(y_hat: Tensor) -> int:

@@ -40,7 +40,7 @@ def _set_klt(model: CodecModel, crops: Tensor) -> None:
     mean = blocks.mean(0)
     centred = blocks - mean
     _, vectors = torch.linalg.eigh(centred.T @ centred / len(blocks))
-    basis = vectors.flip(1)[:, : model.config.transform.latent_channels].T
+    basis = vectors.flip(1)[:, : transform.channels].T
     transform.klt.weight.copy_(basis)
     transform.klt.bias.copy_(-basis @ mean)
     transform.inverse_klt.weight.copy_(basis.T)

@@ -7,9 +7,10 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvqcodec.config import TUNES, CodecConfig, from_table
+from lvqcodec.config import TUNES, from_table
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
+from lvqcodec.model import CodecConfig
 
 RECIPE = "recipe.toml"
 """The copy in a run folder of the recipe that it follows."""

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transform axis: picture <-> latents."""
 
-from lvqcodec.config import TransformConfig
 from lvqcodec.transforms.lapped import LappedTransform
 
 TRANSFORMS = {"lapped": LappedTransform}
 """Every transform by name. A new one is a class in its own file and a line here."""
 
-__all__ = ["TRANSFORMS", "LappedTransform", "TransformConfig"]
+__all__ = ["TRANSFORMS", "LappedTransform"]

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lvqcodec.config import TransformConfig
+from lvqcodec.config import AxisConfig, limited
 from lvqcodec.errors import UsageError
 from lvqcodec.layers import QualityTable, ResidualBlock, module_list
 
@@ -173,16 +174,34 @@ class _Pyramid(nn.Module):
 class LappedTransform(nn.Module):
     """Analysis g_a and synthesis g_s between pictures and latents at 1/8 resolution."""
 
+    @dataclass(frozen=True)
+    class Config(AxisConfig):
+        """Sizes of the transform.
+
+        `analysis` and `synthesis` are the levels of their networks, in order, each as
+        (pixels per position and direction, channels, residual blocks).
+        """
+
+        name: str = "lapped"
+        latent_channels: int = 192
+        analysis: tuple[tuple[int, int, int], ...] = limited(((4, 48, 2), (8, 96, 3)), length=8)
+        synthesis: tuple[tuple[int, int, int], ...] = limited(((8, 96, 3), (4, 48, 2)), length=8)
+
+        @property
+        def layers(self) -> int:
+            """See `AxisConfig.layers`."""
+            return 2 * sum(blocks for _, _, blocks in self.analysis + self.synthesis)
+
     stride = STRIDE
     prefilter: Tensor
 
-    def __init__(self, config: TransformConfig) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         for pixels, _, _ in (*config.analysis, *config.synthesis):
             if pixels < 1 or STRIDE % pixels:
                 raise UsageError(f"a level of {pixels} pixels does not divide blocks of {STRIDE}")
         self.config = config
-        latent = config.latent_channels
+        self.channels = latent = config.latent_channels
         self.register_buffer("prefilter", lapped_filter(STRIDE).float(), persistent=False)
         self.klt = Pointwise(_BLOCK, latent)
         self.inverse_klt = Pointwise(latent, _BLOCK)
