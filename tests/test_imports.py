@@ -29,6 +29,7 @@ FLOORS = (
     ),
     ("guard", "lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
+    ("likelihood", "surrogates"),
     ("model", "weights", "distortion", "overfit"),
     (
         *("codec", "stream", "original", "synthesis", "effort", "ratecontrol"),

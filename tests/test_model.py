@@ -17,15 +17,8 @@ from lvqcodec.entropy import ENTROPY_MODELS, MultiScaleProgressive
 from lvqcodec.entropy.base import FRACTION, NUM_BINS, SIGMAS
 from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.layers import QualityTable, ResidualBlock, floor_ste, round_ste
-from lvqcodec.model import (
-    CodecConfig,
-    CodecModel,
-    bin_sigma,
-    logistic_bits,
-    nearest_bin,
-    rdo_round,
-    theoretical_step,
-)
+from lvqcodec.likelihood import bin_sigma, logistic_bits, nearest_bin, rdo_round
+from lvqcodec.model import CodecConfig, CodecModel, theoretical_step
 from lvqcodec.quantizer import RDO_LAMBDA
 from lvqcodec.transforms import TRANSFORMS
 from lvqcodec.transforms.lapped import STRIDE, LappedTransform, _shuffle, _unshuffle, lapped_filter

@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvqcodec.model import CodecModel, LatentQuantizer, bin_sigma, logistic_bits
+from lvqcodec.likelihood import bin_sigma, logistic_bits
+from lvqcodec.model import CodecModel, LatentQuantizer
 from lvqcodec.quantizer import Quantizer
 
 LONG, SHORT = (0.5, 0.12), (0.35, 0.25)
