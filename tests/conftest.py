@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lvqcodec import codec
-from lvqcodec.coding.tables import parametric_tables
 from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig
+from lvqcodec.lattices.tables import parametric_tables
 from lvqcodec.model import CodecModel
 from lvqcodec.training.init import initialise
 from lvqcodec.weights import pack_parts, pack_weights

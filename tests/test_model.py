@@ -11,10 +11,10 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from lvqcodec.coding.tables import parametric_tables
 from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig, from_table
 from lvqcodec.entropy.base import FRACTION, NUM_BINS, SIGMAS
 from lvqcodec.errors import ModelMismatch, UsageError
+from lvqcodec.lattices.tables import parametric_tables
 from lvqcodec.layers import QualityTable, ResidualBlock, floor_ste, round_ste
 from lvqcodec.model import (
     CodecModel,

@@ -117,9 +117,10 @@ raster order, channel by channel, each as a signed 32-bit number, least signific
 The weights fix everything else, as stored in their file: the order of the parallel steps and the
 integer networks that give each latent a mean (1/64 step) and a scale (1/16 bin, rounded to one of
 64 bins, halves up) are those of `entropy/msp.py`; which latents form lattice vectors and in which
-order their symbols come is told in `quantizer.py`; rows, escapes and the words of the range coder
-in `coding/rangecoder.py`. A change to any of them that changes bits is a new stream version. The
-synthesis is floating point and may differ by 1 in a few samples between machines.
+order their symbols come is told in `quantizer.py` and in `lattices/`; rows, escapes and the words
+of the range coder in `coding/rangecoder.py`. A change to any of them that changes bits is a new
+stream version. The synthesis is floating point and may differ by 1 in a few samples between
+machines.
 
 ## Example
 
@@ -166,8 +167,9 @@ _PICTURES = frozenset({SECTION_LATENTS, SECTION_TILES})  # of which a file has o
 _KNOWN_KINDS = _PICTURES | {SECTION_ALPHA}
 _OPTIONAL = 0x80
 _GREY = 0x01
-_LATTICE_IDS = {"z": 0, "e8": 1}  # on the wire: append only
-_LATTICE_NAMES = {number: name for name, number in _LATTICE_IDS.items()}
+LATTICE_IDS = {"z": 0, "e8": 1}
+"""The lattices and their numbers on the wire: append only."""
+_LATTICE_NAMES = {number: name for name, number in LATTICE_IDS.items()}
 _FIXED = struct.Struct("<8sBBBBB4s")
 _MAX_VARINT = 5
 _AGAIN = "fetch the file again"
@@ -251,8 +253,8 @@ class Header:
             raise FormatError(f"a picture has 1 or 3 channels, not {self.channels}")
         if not 0 <= self.quality <= 100:
             raise FormatError(f"quality {self.quality} is outside 0..100")
-        if self.lattice not in _LATTICE_IDS:
-            raise FormatError(f"lattice {self.lattice!r} is not one of {', '.join(_LATTICE_IDS)}")
+        if self.lattice not in LATTICE_IDS:
+            raise FormatError(f"lattice {self.lattice!r} is not one of {', '.join(LATTICE_IDS)}")
         if len(self.model) != 4:
             raise FormatError(f"the model is named by 4 bytes of its digest, not {len(self.model)}")
 
@@ -273,7 +275,7 @@ def pack(header: Header, sections: Iterable[Section]) -> bytes:
         header.stream_version,
         _GREY if header.channels == 1 else 0,
         header.quality,
-        _LATTICE_IDS[header.lattice],
+        LATTICE_IDS[header.lattice],
         header.model,
     )
     parts = [checked(head + to_varint(header.width) + to_varint(header.height))]

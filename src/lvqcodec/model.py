@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from lvqcodec.config import CodecConfig
 from lvqcodec.entropy import ENTROPY_MODELS
-from lvqcodec.entropy.base import FRACTION, SIGMAS
+from lvqcodec.entropy.base import FRACTION, LATENT_UNITS, SIGMAS
 from lvqcodec.errors import UsageError
 from lvqcodec.layers import QualityTable
 from lvqcodec.quantizer import RDO_LAMBDA, Quantizer
 from lvqcodec.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
-    from lvqcodec.coding.tables import CodingTables
+    from lvqcodec.lattices.tables import CodingTables
 
 T = TypeVar("T")
 
@@ -185,7 +185,7 @@ class LatentQuantizer:
 
 def reconstruct(quantizer: Quantizer, j: Tensor, bins: Tensor, mean: Tensor) -> Tensor:
     """Return latents (B, P, c) in steps of coordinates j and bins (B * P * c,) around means."""
-    residual = quantizer.reconstruct(j, bins).to(mean.dtype) / FRACTION
+    residual = quantizer.reconstruct(j, bins).to(mean.dtype) / LATENT_UNITS
     return mean + residual.reshape(mean.shape)
 
 
