@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 
+from lvqcodec.coding.rangecoder import SymbolEncoder
+from lvqcodec.coding.tables import NUM_BINS
 from lvqcodec.container import LATTICE_IDS
+from lvqcodec.errors import ModelMismatch
 from lvqcodec.lattices import LATTICES
+from lvqcodec.lattices.d4 import D4
 from lvqcodec.lattices.e8 import E8
+from lvqcodec.lattices.parity import RATIO_ONE
 
 CORNERS = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8)))
 
@@ -36,7 +42,7 @@ def test_nearest_points_are_their_own(lattice):
     assert lattice.nearest(random_vectors(lattice, 0)).shape == (0, lattice.dim)
 
 
-@pytest.mark.parametrize(("name", "moment"), [("z", 1 / 12), ("e8", 929 / 12960)])
+@pytest.mark.parametrize(("name", "moment"), [("z", 1 / 12), ("e8", 929 / 12960), ("d4", 0.0766)])
 def test_second_moment(name, moment):
     """Normalised: the error of a lattice of volume 1 (Conway & Sloane 1982, table I)."""
     lattice = LATTICES[name].fit()
@@ -88,6 +94,59 @@ def test_e8_choice_is_the_cheapest_codeword():
     pick = E8.fit().pick(costs)
     assert torch.equal(pick, words[total.argmin(-1)])
     assert len(np.unique(pick[:, 0].numpy())) == 4
+
+
+def test_d4_nearest_by_brute_force():
+    """All corners of the cube around x that have an even sum."""
+    lattice = D4.fit()
+    x = random_vectors(lattice, 2000, spread=2.0)
+    v = x.double() / lattice.unit
+    corners = v.floor()[:, None] + torch.tensor(
+        list(itertools.product((-1.0, 0.0, 1.0, 2.0), repeat=4))
+    )
+    distance = (v[:, None] - corners).square().sum(-1)
+    distance[corners.sum(-1) % 2 != 0] = torch.inf
+    j = lattice.nearest(x)
+    assert (j.sum(-1) % 2 == 0).all()
+    assert torch.allclose((v - j).square().sum(-1), distance.min(-1).values)
+
+
+def test_d4_has_24_shortest_vectors_of_volume_one():
+    grid = torch.tensor(list(itertools.product((-1, 0, 1), repeat=4)))
+    grid = grid[grid.square().sum(-1) == 2]
+    assert (D4.fit().nearest(grid * D4.unit) == grid).all(-1).sum() == 24
+    assert 2 * D4.unit**4 == pytest.approx(1)
+
+
+def test_d4_points_are_exact_however_far_out():
+    """64 * 2^(-1/4) * j to the nearest integer, in integers of any size: 4th root of 2^23 j^4."""
+    j = torch.tensor([0, 1, -1, 2, 3, 15, -16, 1023, 1025, -19484, 65537], dtype=torch.int32)
+    found = D4.fit().reconstruct(j, torch.full((len(j),), 20))
+    assert found.dtype == torch.int32
+    for value, units in zip(j.tolist(), found.tolist(), strict=True):
+        exact = math.isqrt(math.isqrt(value**4 << 63))  # 2^10 times as fine
+        assert units == (exact + 512 >> 10) * (1 if value > 0 else -1)
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.3, -0.05])
+def test_d4_ratio_is_recovered_from_vector_moments(ratio):
+    counts = np.zeros((NUM_BINS, D4.edge + 1), int)
+    for parities in itertools.product((0, 1), repeat=4):
+        if sum(parities) % 2 == 0:
+            mass = math.prod((1 + ratio * (1 - 2 * parity)) / 2 for parity in parities)
+            counts[20, 0] += round(1e9 * mass * parities.count(0))
+            counts[20, 1] += round(1e9 * mass * parities.count(1))
+    fitted = D4.fit({"counts": counts, "offsets": np.zeros(counts.shape)})
+    assert fitted.parity_ratio[20 - fitted.first_bin] / RATIO_ONE == pytest.approx(ratio, abs=2e-4)
+
+
+def test_d4_refuses_odd_sums_and_damaged_tables():
+    with pytest.raises(ValueError, match="no points of d4"):
+        D4.fit().write(np.array([[1, 0, 0, 0]]), np.full((1, 4), 30), SymbolEncoder())
+    arrays = D4.fit().to_arrays()
+    for name, value in (("parity_ratio", arrays["parity_ratio"][1:]), ("centroids", np.zeros(3))):
+        with pytest.raises(ModelMismatch, match="of d4"):
+            D4.from_arrays(arrays | {name: value})
 
 
 @pytest.mark.gpu

@@ -84,7 +84,7 @@ def test_where_bits_cost_nothing_the_nearest_point_is_chosen(name):
     assert torch.equal(quantizer.choose(x, bins), nearest)
     points = quantizer.reconstruct(nearest, bins) / LATENT_UNITS
     assert (points - x).square().mean() == pytest.approx(
-        {1: 1 / 12, 8: 0.0717}[lattice.dim], rel=0.1
+        {1: 1 / 12, 4: 0.0766, 8: 0.0717}[lattice.dim], rel=0.1
     )
 
 
@@ -133,6 +133,34 @@ def test_e8_choice_is_exact():
                 odd = odd[..., None] ^ ((j >> 1) & 1).astype(bool)
             least = min(least, total[~odd].min())
         assert cost(quantizer.lattice, vector, values, rows).sum() == pytest.approx(least, rel=1e-5)
+
+
+def test_d4_choice_is_exact():
+    """All points of the cube around x with the right sum."""
+    quantizer = fitted("d4")
+    lattice = quantizer.lattice
+    x, bins = source(4000, seed=5, mean=0.0)
+    high = (bins >= FIRST).nonzero().squeeze(-1)[:256]
+    x, bins = x[high], bins[high]
+    chosen = quantizer.choose(x, bins).numpy().reshape(-1, 4)
+    vectors, rows = x.numpy().reshape(-1, 4), bins.numpy().reshape(-1, 4)
+    assert (chosen != lattice.nearest(x.reshape(-1, 4)).numpy()).any()
+    around = np.array(list(itertools.product(range(-2, 4), repeat=4)))
+    for vector, values, row in zip(chosen, vectors, rows, strict=True):
+        j = np.floor(values / lattice.unit).astype(int) + around
+        total = cost(lattice, j[j.sum(1) % 2 == 0], values, row).sum(1)
+        assert cost(lattice, vector, values, row).sum() == pytest.approx(total.min(), rel=1e-5)
+
+
+def test_d4_parities_of_a_vector_have_total_probability_one():
+    lattice, bins = fitted("d4").lattice, torch.tensor([[14, 17, 25, 15]])
+    total = 0.0
+    for parities in itertools.product((0, 1), repeat=4):
+        if sum(parities) % 2 == 0:
+            rows = 2 * (bins[0].numpy() - FIRST) + parities
+            inside = lattice.rows.integer_bits(np.zeros(4, int), rows).sum()
+            total += 2 ** (inside - lattice.bits(torch.tensor([parities]).int(), bins))
+    assert total == pytest.approx(1, abs=1e-4)
 
 
 def test_reconstructions_are_exact_in_latent_units(quantizer):
@@ -274,6 +302,14 @@ def test_words_are_pinned():
     whole = np.array([0, *even, 0, 2, *odd, 0, -2, 8, 700, 0]) // 2  # as scalars
     Quantizer("z", parametric_tables()).write(whole, bins, encoder)
     assert encoder.finish().hex() == "0fa15a00cf3ac33059e89cc01f21227b"
+
+
+def test_words_of_d4_are_pinned():
+    j = np.array([0, 2, 0, -4, 0, 0, 1, 1, -5, 3, 0, -1, 4, 350, 0])
+    bins = np.array([0, *[14] * 4, 5, *range(40, 36, -1), 9, 2, 22, 22, 22])
+    encoder = SymbolEncoder()
+    Quantizer("d4", parametric_tables("d4")).write(j, bins, encoder)
+    assert encoder.finish().hex() == "9994daa5ebe097f54a9487e2"
 
 
 def test_refitting_saves_bits(quantizer):
@@ -419,10 +455,19 @@ def rate_and_error(lattice, sigma, step):
     return 8 * len(encode(quantizer, j, bins)) / len(x), error
 
 
-@pytest.mark.parametrize(("sigma", "margin"), [(1.0, 0.045), (1.5, 0.035), (2.0, 0.03)])
-def test_e8_saves_rate_at_equal_error(sigma, margin):
+@pytest.mark.parametrize(
+    ("lattice", "sigma", "margin"),
+    [
+        ("e8", 1.0, 0.045),
+        ("e8", 1.5, 0.035),
+        ("e8", 2.0, 0.03),
+        ("d4", 1.0, 0.025),
+        ("d4", 2.0, 0.015),
+    ],
+)
+def test_lattices_save_rate_at_equal_error(lattice, sigma, margin):
     rate, error = rate_and_error("z", sigma, 1.0)
-    (fine, low), (coarse, high) = (rate_and_error("e8", sigma, step) for step in (1.0, 1.1))
+    (fine, low), (coarse, high) = (rate_and_error(lattice, sigma, step) for step in (1.0, 1.1))
     assert low < error < high
     share = np.log(error / low) / np.log(high / low)
     assert fine + share * (coarse - fine) < (1 - margin) * rate

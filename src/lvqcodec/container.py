@@ -18,7 +18,7 @@ every byte but the last. It MUST be the shortest form and at most 5 bytes long.
 | 1 | stream version | u8, 1: what the bits of the sections mean |
 | 1 | flags | u8, bit 0: the picture is grey (one channel); the other bits MUST be 0 |
 | 1 | quality | u8, 0 to 100: the rate point, from which the decoder derives its steps |
-| 1 | lattice | u8, 0: Z (scalar), 1: E8 |
+| 1 | lattice | u8, 0: Z (scalar), 1: E8, 2: D4 |
 | 4 | model | the first 4 bytes of the SHA-256 of the weights file |
 | 1 to 3 | width | varint, 1 to 65535 |
 | 1 to 3 | height | varint, 1 to 65535; width times height MUST NOT exceed 2^28 |
@@ -167,7 +167,7 @@ _PICTURES = frozenset({SECTION_LATENTS, SECTION_TILES})  # of which a file has o
 _KNOWN_KINDS = _PICTURES | {SECTION_ALPHA}
 _OPTIONAL = 0x80
 _GREY = 0x01
-LATTICE_IDS = {"z": 0, "e8": 1}
+LATTICE_IDS = {"z": 0, "e8": 1, "d4": 2}
 """The lattices and their numbers on the wire: append only."""
 _LATTICE_NAMES = {number: name for name, number in LATTICE_IDS.items()}
 _FIXED = struct.Struct("<8sBBBBB4s")
