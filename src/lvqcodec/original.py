@@ -100,15 +100,15 @@ class Source:
 def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Original:
     """Make a picture ready to be coded, at the quality to begin with.
 
-    Raises UsageError for what cannot be tuned for MS-SSIM, UnsupportedImage for metadata larger
-    than the format takes.
+    Raises UsageError for a quality that the model is not for and for what cannot be tuned for
+    MS-SSIM, UnsupportedImage for metadata larger than the format takes.
     """
     height, width = picture.pixels.shape[:2]
     header = Header(
         width=width,
         height=height,
         channels=1 if picture.pixels.ndim == 2 else 3,
-        quality=options.chosen_quality,
+        quality=_quality(options, loaded.model.config.quality_range),
         lattice=options.lattice or loaded.model.config.lattice,
         model=loaded.digest,
     )
@@ -121,6 +121,16 @@ def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Or
         )
     extras = pack_extras(picture, options.alpha_quality)
     return Original(picture.pixels, header, tiles, loaded, extras, options.tune)
+
+
+def _quality(options: EncodeOptions, there: range) -> int:
+    """Return the quality that is wanted, by default the nearest to the usual one."""
+    if options.quality is not None and options.quality not in there:
+        raise UsageError(
+            f"quality {options.quality} is not one that this model is for:"
+            f" give {there[0]} to {there[-1]}, or another model"
+        )
+    return min(max(options.chosen_quality, there[0]), there[-1])
 
 
 @torch.inference_mode()

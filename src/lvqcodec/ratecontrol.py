@@ -21,10 +21,9 @@ from lvqcodec.original import Original
 from lvqcodec.progress import OnProgress
 
 FINER = 0.75
-LOWEST, HIGHEST = -4.0, 102.0
-"""Beyond the qualities 0..100 the quantizer alone goes on, four steps down and two up."""
+BELOW, ABOVE = 4, 2
+"""Steps beyond the qualities of the model, by the quantizer alone."""
 
-_FIRST = 50.0
 _PER_STEP = {"size": 0.045, "psnr": 0.2}  # of ln bytes and of dB: a guess that brackets correct
 _MAX_ENCODES = 14
 _LAST_ENCODES = 4  # that fit refined latents to the goal
@@ -123,11 +122,17 @@ def reach(
     """
     at = lru_cache(maxsize=2)(original.at)
 
+    def quality_of(setting: float) -> int:
+        return min(max(math.floor(setting), low), high)
+
     def encode(setting: float) -> Candidate:
-        return encode_plan(at(_quality(setting)), _eased(PLAIN, setting, _quality(setting)))
+        quality = quality_of(setting)
+        return encode_plan(at(quality), _eased(PLAIN, setting, quality))
 
     start = time.monotonic()
-    settings, tried = _close_in(goal, encode, _FIRST, (LOWEST, HIGHEST), deadline, must_fit=True)
+    low, high = original.loaded.model.config.qualities
+    first, ends = float(original.header.quality), (low - BELOW, high + ABOVE)
+    settings, tried = _close_in(goal, encode, first, ends, deadline, must_fit=True)
     best = goal.best(tried)
     if best is None:
         raise goal.out_of_reach(tried)
@@ -136,7 +141,7 @@ def reach(
     if effort == 0 or now >= last_call:
         return Found(best, len(tried))
     setting = settings[tried.index(best)]
-    base = at(_quality(setting))
+    base = at(quality_of(setting))
     refined = search(base, effort, deadline=last_call, on_progress=on_progress).plan
     if refined.rdo_lambda is None:
         return Found(best, len(tried) + 2)
@@ -150,10 +155,6 @@ def reach(
     if better is not None and better.loss < best.loss:
         best = better
     return Found(best, len(tried) + 2 + len(more))
-
-
-def _quality(setting: float) -> int:
-    return min(max(math.floor(setting), 0), 100)
 
 
 def _eased(plan: Plan, setting: float, quality: int) -> Plan:
