@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from lvqcodec import container
 from lvqcodec.coding.rangecoder import SymbolEncoder
 from lvqcodec.coding.tables import NUM_BINS
-from lvqcodec.container import LATTICE_IDS
 from lvqcodec.errors import ModelMismatch
 from lvqcodec.lattices import LATTICES
 from lvqcodec.lattices.d4 import D4
@@ -29,10 +29,8 @@ def random_vectors(lattice, *shape, seed=0, spread=4.0):
 
 
 def test_names_are_those_on_the_wire():
-    assert [(name, lattice.name) for name, lattice in LATTICES.items()] == [
-        (name, name) for name in LATTICE_IDS
-    ]
-    assert list(LATTICE_IDS.values()) == list(range(len(LATTICES)))
+    assert [lattice.name for lattice in LATTICES.values()] == list(LATTICES)
+    assert tuple(LATTICES) == container.LATTICES
 
 
 def test_nearest_points_are_their_own(lattice):

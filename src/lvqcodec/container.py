@@ -167,9 +167,11 @@ _PICTURES = frozenset({SECTION_LATENTS, SECTION_TILES})  # of which a file has o
 _KNOWN_KINDS = _PICTURES | {SECTION_ALPHA}
 _OPTIONAL = 0x80
 _GREY = 0x01
-LATTICE_IDS = {"z": 0, "e8": 1, "d4": 2}
-"""The lattices and their numbers on the wire: append only."""
-_LATTICE_NAMES = {number: name for name, number in LATTICE_IDS.items()}
+_LATTICE_IDS = {"z": 0, "e8": 1, "d4": 2}  # on the wire: append only
+LATTICES = tuple(_LATTICE_IDS)
+"""The lattices by name."""
+
+_LATTICE_NAMES = {number: name for name, number in _LATTICE_IDS.items()}
 _FIXED = struct.Struct("<8sBBBBB4s")
 _MAX_VARINT = 5
 _AGAIN = "fetch the file again"
@@ -253,8 +255,8 @@ class Header:
             raise FormatError(f"a picture has 1 or 3 channels, not {self.channels}")
         if not 0 <= self.quality <= 100:
             raise FormatError(f"quality {self.quality} is outside 0..100")
-        if self.lattice not in LATTICE_IDS:
-            raise FormatError(f"lattice {self.lattice!r} is not one of {', '.join(LATTICE_IDS)}")
+        if self.lattice not in _LATTICE_IDS:
+            raise FormatError(f"lattice {self.lattice!r} is not one of {', '.join(_LATTICE_IDS)}")
         if len(self.model) != 4:
             raise FormatError(f"the model is named by 4 bytes of its digest, not {len(self.model)}")
 
@@ -275,7 +277,7 @@ def pack(header: Header, sections: Iterable[Section]) -> bytes:
         header.stream_version,
         _GREY if header.channels == 1 else 0,
         header.quality,
-        LATTICE_IDS[header.lattice],
+        _LATTICE_IDS[header.lattice],
         header.model,
     )
     parts = [checked(head + to_varint(header.width) + to_varint(header.height))]

@@ -29,7 +29,7 @@ class Lattice(ABC):
     `choose` and `bits` may use floats: they are the encoder's own affair. `write`, `read` and
     `reconstruct` are the same on every machine: rows that are stored and integer arithmetic alone.
     Lattices are immutable. To add one: a class in a file of its own, a line in `LATTICES` of this
-    package, a number in `container.LATTICE_IDS`.
+    package, a number on the wire in `container`.
     """
 
     name: ClassVar[str]
