@@ -99,7 +99,7 @@ def test_large_tiles_are_searched_in_parts(loaded, photograph, monkeypatch):
     source = stream.prepare(photograph(150, 210), loaded, 60)
     monkeypatch.setattr(effort, "PART", 64)
     grid = source.tiling.size
-    parts = list(effort._parts(grid, loaded.model.entropy.period))
+    parts = list(effort._parts(grid, loaded.model.entropy.period, loaded.model.stride))
     seen = np.zeros(grid, int)
     for core, part in parts:
         seen[core.rows, core.columns] += 1

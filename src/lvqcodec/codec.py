@@ -26,7 +26,7 @@ from lvqcodec.container import (
     unpack_partial,
 )
 from lvqcodec.effort import Progress, Report, search
-from lvqcodec.errors import ModelMismatch, UsageError
+from lvqcodec.errors import FormatError, ModelMismatch, UsageError
 from lvqcodec.extras import LOSSLESS, pack_extras, unpack_extras
 from lvqcodec.files import Source, read_source
 from lvqcodec.picture import Picture
@@ -329,6 +329,11 @@ def decode_picture(
     layout, tiles, whole = tiling.from_partial(header, sections, missing)
     shown = tiling.region(header, region)
     loaded = _load_for(header, model, device)
+    if header.stride != loaded.model.stride:
+        raise FormatError(
+            f"the file says {header.stride} pixels per position, its model has"
+            f" {loaded.model.stride}: the file is damaged, get it again"
+        )
     for index, tile in enumerate(tiles[:whole]):
         stream.open_tile(tile, loaded, layout[index].grid)  # a size that is none shows here
     need = footprint.decoding(header, layout, shown)

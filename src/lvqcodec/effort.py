@@ -33,7 +33,7 @@ from lvqcodec.overfit import (
 from lvqcodec.quantizer import RDO_LAMBDA
 from lvqcodec.stream import Original, Source, Tile, assemble, cut, write
 from lvqcodec.synthesis import Synthesis
-from lvqcodec.tiling import STRIDE, Window
+from lvqcodec.tiling import Window
 
 ROUNDS = (0, 1, 1, 2, 4, 8, 16, 32, 64, 96)
 """Rounds of every effort of `config.EFFORTS`; that of effort 1 looks at the distortion alone.
@@ -165,7 +165,8 @@ class _Refinery:
         self.quality = original.quality.clone()
         self.distortion = distortion(original.tune)
         tiles = (original.tiling[index] for index in range(len(original.tiling)))
-        self.parts = [list(_parts(tile.grid, self.model.entropy.period)) for tile in tiles]
+        sizes = self.model.entropy.period, self.model.stride
+        self.parts = [list(_parts(tile.grid, *sizes)) for tile in tiles]
 
     def run(self, effort: int, y_hat: Tensor | None) -> Plan:
         """Return what to write, given the latents of effort 0 if they are at hand."""
@@ -269,14 +270,18 @@ class _Refinery:
         )
         inside = place.seen_from(outer)
         background = cut(source.surroundings.clone(), source.around.grid, outer)
-        height, width = part.shifted(source.core).pixels(header.height, header.width).grid
+        stride = self.model.stride
+        shown = part.shifted(source.core).pixels(header.height, header.width, stride)
+        height, width = shown.grid
         weight = self.original.weight * height * width
 
         def seen(x: Tensor) -> Tensor:
             x = x[..., :height, :width]
             return x.mean(1, keepdim=True) if header.channels == 1 else x
 
-        x = seen(source.x[..., *place.pixels(*source.x.shape[-2:])].clone())
+        x = seen(
+            source.x[..., *place.pixels(source.x.shape[-2], source.x.shape[-1], stride)].clone()
+        )
 
         def cost(y_hat: Tensor) -> Tensor:
             if outer != place:
@@ -284,7 +289,7 @@ class _Refinery:
                 canvas[:, inside.rows, inside.columns] = torch.unflatten(y_hat, 1, part.grid)
                 y_hat = canvas.flatten(1, 2)
             x_hat = self.model.synthesis(y_hat, outer.grid, self.quality)
-            x_hat = x_hat[..., *inside.pixels(*x_hat.shape[-2:])]
+            x_hat = x_hat[..., *inside.pixels(x_hat.shape[-2], x_hat.shape[-1], stride)]
             spent: Tensor = weight * self.distortion(seen(x_hat.clamp(0, 1)), x).sum()
             return spent
 
@@ -301,14 +306,14 @@ class _Refinery:
         self.report(Progress((index + done) / count, best.bits / pixels, distorted))
 
 
-def _parts(grid: tuple[int, int], period: int) -> Iterator[tuple[Window, Window]]:
+def _parts(grid: tuple[int, int], period: int, stride: int) -> Iterator[tuple[Window, Window]]:
     """Cut a tile into cores, each with the part of the tile around it that is looked at.
 
     Parts begin at multiples of `period`, where the order of coding repeats itself, and reach as far
     beyond their cores as the networks see much.
     """
     height, width = grid
-    side = PART // STRIDE // period * period
+    side = PART // stride // period * period
     everything = Window(slice(0, height), slice(0, width))
     if 2 * height * width <= 3 * side * side:
         yield everything, everything
