@@ -20,7 +20,7 @@ PACKAGE = Path(lvqcodec.errors.__file__).parent
 FLOORS = (
     (
         *("errors", "files", "interrupts", "config", "container", "catalog", "tiling"),
-        *("footprint", "threads"),
+        *("footprint", "threads", "options", "lvqfile", "progress"),
     ),
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
@@ -31,7 +31,10 @@ FLOORS = (
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
     ("likelihood", "surrogates"),
     ("model", "weights", "distortion", "overfit"),
-    ("codec", "stream", "synthesis", "effort", "ratecontrol", "training", "training.*"),
+    (
+        *("codec", "stream", "original", "synthesis", "effort", "ratecontrol"),
+        *("training", "training.*"),
+    ),
     ("evaluate", "report", "plotting", "batch", "batch.*", "plugin"),
     ("cli", "cli.*"),
     ("__main__",),
@@ -41,6 +44,7 @@ APART = (
     ("transforms", "quantizer", "entropy"),
     ("codec", "training"),
     ("stream", "training"),
+    ("original", "training"),
     ("synthesis", "training"),
     ("effort", "training"),
     ("ratecontrol", "training"),
@@ -62,7 +66,7 @@ TORCH_FROM = 2
 THIRD_PARTY_BELOW_TORCH = {"numpy", "PIL", "constriction"}
 CLI_TOP = {
     *("", "errors", "files", "interrupts", "container", "catalog", "config", "tiling"),
-    *("footprint", "threads"),
+    *("footprint", "threads", "options", "lvqfile", "progress"),
 }
 # the commands whose bodies may reach into training/
 TRAINING_COMMANDS = ("*train*", "*export*")

@@ -14,16 +14,14 @@ from lvqcodec.errors import UsageError
 QUALITIES = range(0, 101)
 """The rate points: 0 (smallest file) .. 100 (best picture)."""
 
-
 EFFORTS = range(0, 10)
 """How long to search for a smaller file: not at all .. longest."""
 
-_TUNED_EFFORT = 3
+METRICS = ("psnr", "ms-ssim")
+"""What pictures are judged by."""
 
-
-def default_effort(tune: str = "psnr", max_seconds: float | None = None) -> int:
-    """Return the effort where none is given: all that fits into a time, some for another tune."""
-    return EFFORTS[-1] if max_seconds is not None else _TUNED_EFFORT if tune != "psnr" else 0
+TUNES = METRICS
+"""What a codec or a file may be tuned for."""
 
 
 _MOST = 1024

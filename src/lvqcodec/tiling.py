@@ -37,6 +37,9 @@ WHOLE_PIXELS = 2**21
 """Pictures of no more pixels are coded whole, unless asked for otherwise."""
 
 _EXPONENTS = range(2, 13)  # of the side of a tile in positions
+SIDES = [STRIDES[0] << exponent for exponent in _EXPONENTS]
+"""The sides in pixels that tiles may have."""
+
 _MIN_TILE = 4  # bytes: the CRC of its integers
 
 
@@ -168,18 +171,27 @@ def choose(header: Header, tile: int | None = None) -> Tiling:
 
     Raises UsageError for a side that the format does not have.
     """
-    sides = [header.stride << exponent for exponent in _EXPONENTS]
     if tile is None:
         if header.width * header.height <= WHOLE_PIXELS:
             return untiled(header)
         tile = TILE
+    side = check_side(tile, header.stride) // header.stride
+    tiling = Tiling(_grid(header), side, header.stride)
+    return tiling if len(tiling) > 1 else untiled(header)
+
+
+def check_side(tile: int, stride: int = STRIDES[0]) -> int:
+    """Return a side of tiles in pixels; raises UsageError for one that is not of `SIDES`.
+
+    The smallest are too small for a larger stride.
+    """
+    sides = [side for side in SIDES if side // stride >= 1 << _EXPONENTS[0]]
     if tile not in sides:
         raise UsageError(
             f"tiles of {tile} pixels do not exist: give a power of two from {sides[0]}"
             f" to {sides[-1]}"
         )
-    tiling = Tiling(_grid(header), tile // header.stride, header.stride)
-    return tiling if len(tiling) > 1 else untiled(header)
+    return int(tile)
 
 
 def region(header: Header, wanted: tuple[int, int, int, int] | None) -> Window:

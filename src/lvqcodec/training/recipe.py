@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvqcodec.config import from_table
-from lvqcodec.distortion import TUNES
+from lvqcodec.config import TUNES, from_table
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 from lvqcodec.model import CodecConfig
