@@ -20,7 +20,7 @@ PACKAGE = Path(lvqcodec.errors.__file__).parent
 FLOORS = (
     (
         *("errors", "files", "interrupts", "config", "container", "catalog", "tiling"),
-        *("footprint", "threads", "options", "lvqfile", "progress"),
+        *("footprint", "threads", "options", "lvqfile", "progress", "suffixes"),
     ),
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
@@ -66,7 +66,7 @@ TORCH_FROM = 2
 THIRD_PARTY_BELOW_TORCH = {"numpy", "PIL", "constriction"}
 CLI_TOP = {
     *("", "errors", "files", "interrupts", "container", "catalog", "config", "tiling"),
-    *("footprint", "threads", "options", "lvqfile", "progress"),
+    *("footprint", "threads", "options", "lvqfile", "progress", "suffixes"),
 }
 # the commands whose bodies may reach into training/
 TRAINING_COMMANDS = ("*train*", "*export*")

@@ -100,16 +100,17 @@ class Source:
 def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Original:
     """Make a picture ready to be coded, at the quality to begin with.
 
-    Raises UsageError for what cannot be tuned for MS-SSIM, UnsupportedImage for metadata larger
-    than the format takes.
+    Raises UsageError for a quality that the weights are not for and what cannot be tuned for
+    MS-SSIM, UnsupportedImage for metadata larger than the format takes.
     """
     height, width = picture.pixels.shape[:2]
+    config = loaded.model.config
     header = Header(
         width=width,
         height=height,
         channels=1 if picture.pixels.ndim == 2 else 3,
-        quality=options.chosen_quality,
-        lattice=options.lattice or loaded.model.config.lattice,
+        quality=_quality(options, config.quality_range),
+        lattice=options.lattice or config.lattice,
         model=loaded.digest,
         stride=loaded.model.stride,
     )
@@ -122,6 +123,17 @@ def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Or
         )
     extras = pack_extras(picture, options.alpha_quality)
     return Original(picture.pixels, header, tiles, loaded, extras, options.tune)
+
+
+def _quality(options: EncodeOptions, there: range) -> int:
+    """Return the quality to begin with; UsageError for one that the model's weights are not for."""
+    quality = options.chosen_quality
+    if options.quality is not None and quality not in there:
+        raise UsageError(
+            f"quality {quality} is outside {there[0]}..{there[-1]}, which this model is for:"
+            " give one of these, or choose another model"
+        )
+    return min(max(quality, there[0]), there[-1])
 
 
 @torch.inference_mode()
