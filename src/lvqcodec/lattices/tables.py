@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -66,11 +66,21 @@ class CodingTables:
     def fitted(self, counts: Counts) -> CodingTables:
         """Tables for what each lattice chose, and rows of their own for what Z chose.
 
-        A lattice that chose nothing is fitted to nothing.
+        The tables of a lattice that chose nothing stay as they are.
         """
-        others = {name: type(one).fit(counts.get(name)) for name, one in self.others.items()}
+        others = {
+            name: type(one).fit(counts[name]) if name in counts else one
+            for name, one in self.others.items()
+        }
+        if self.z.name not in counts:
+            return replace(self, others=others)
         own = None if self.own is None else refit_rows(self.own, counts[self.z.name]["own"])
         return CodingTables(Z.fit(counts[self.z.name]), others, own)
+
+    def including(self, names: Iterable[str]) -> CodingTables:
+        """The same with parametric tables for those of the lattices that it has none for."""
+        new = {name: LATTICES[name].fit() for name in names if name not in self.names}
+        return replace(self, others={**self.others, **new})
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays by name, for storage."""
