@@ -56,7 +56,7 @@ def test_rows_are_fitted_and_all_else_is_as_it_was(out, pictures, photograph):
 
 def test_a_lattice_gets_the_rows_that_it_lacked(out, pictures, photograph):
     picture = photograph(96, 128)
-    with pytest.raises(UsageError, match="no rows for lattice 'd4'.*lvq refit"):
+    with pytest.raises(UsageError, match=r"no rows for lattice 'd4'.*lvq refit"):
         codec.encode(picture, model="tiny", lattice="d4")
     arguments = ["refit", "tiny", "--name", "more", "--data", str(pictures), "--lattice", "d4"]
     result = CliRunner().invoke(main, [*arguments, "--out", str(out), "--device", "cpu"])
