@@ -21,10 +21,9 @@ from lvqcodec.original import Original
 from lvqcodec.progress import OnProgress
 
 FINER = 0.75
-LOWEST, HIGHEST = -4.0, 102.0
-"""Beyond the qualities 0..100 the quantizer alone goes on, four steps down and two up."""
+_BELOW, _ABOVE = 4, 2
+"""So many steps beyond the qualities of a model the quantizer goes on alone."""
 
-_FIRST = 50.0
 _PER_STEP = {"size": 0.045, "psnr": 0.2}  # of ln bytes and of dB: a guess that brackets correct
 _MAX_ENCODES = 14
 _LAST_ENCODES = 4  # that fit refined latents to the goal
@@ -122,12 +121,18 @@ def reach(
     set anew, because refined files are of another size. Raises UsageError for a goal out of reach.
     """
     at = lru_cache(maxsize=2)(original.at)
+    there = original.loaded.model.config.quality_range
+
+    def quality_of(setting: float) -> int:
+        return min(max(math.floor(setting), there[0]), there[-1])
 
     def encode(setting: float) -> Candidate:
-        return encode_plan(at(_quality(setting)), _eased(PLAIN, setting, _quality(setting)))
+        quality = quality_of(setting)
+        return encode_plan(at(quality), _eased(PLAIN, setting, quality))
 
-    start = time.monotonic()
-    settings, tried = _close_in(goal, encode, _FIRST, (LOWEST, HIGHEST), deadline, must_fit=True)
+    start, first = time.monotonic(), original.header.quality
+    bounds: tuple[float, float] = there[0] - _BELOW, there[-1] + _ABOVE
+    settings, tried = _close_in(goal, encode, first, bounds, deadline, must_fit=True)
     best = goal.best(tried)
     if best is None:
         raise goal.out_of_reach(tried)
@@ -136,7 +141,7 @@ def reach(
     if effort == 0 or now >= last_call:
         return Found(best, len(tried))
     setting = settings[tried.index(best)]
-    base = at(_quality(setting))
+    base = at(quality_of(setting))
     refined = search(base, effort, deadline=last_call, on_progress=on_progress).plan
     if refined.rdo_lambda is None:
         return Found(best, len(tried) + 2)
@@ -150,10 +155,6 @@ def reach(
     if better is not None and better.loss < best.loss:
         best = better
     return Found(best, len(tried) + 2 + len(more))
-
-
-def _quality(setting: float) -> int:
-    return min(max(math.floor(setting), 0), 100)
 
 
 def _eased(plan: Plan, setting: float, quality: int) -> Plan:

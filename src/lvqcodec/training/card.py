@@ -18,6 +18,9 @@ from lvqcodec.distortion import LOSS
 from lvqcodec.errors import UsageError
 from lvqcodec.training.trainer import Trainer
 
+MEASURED = "# measured\n"
+"""The line of a card behind which is what was measured of its weights, and nothing else."""
+
 
 def card_text(
     name: str,
@@ -40,6 +43,7 @@ def card_text(
         "tune": recipe.tune,
         "loss": f"{LOSS[recipe.tune]}, lmbda = lmbda_min * (lmbda_max / lmbda_min)^(quality / 100)",
         "lmbda_range": [recipe.codec.lmbda_min, recipe.codec.lmbda_max],
+        "qualities": list(recipe.codec.qualities),
     }
     return tomlkit.dumps({**lines, "training": list(history)})
 
