@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lvqcodec.entropy.schedule import Schedule, Step, windows_of
 
 Device = torch.device | str
 
@@ -47,6 +50,22 @@ class CodingOrder:
 
     coarsest: Tensor
     scales: tuple[Scale, ...]
+
+    def steps(self, groups: Sequence[slice]) -> Schedule:
+        """Return the same as steps, for channel groups; the coarsest grid is one for all of them.
+
+        What a step knows of the channels before its own is at its own positions.
+        """
+        nothing = self.coarsest.new_empty(len(self.coarsest), 0)
+        first = Step(self.coarsest, slice(0, groups[-1].stop), nothing, nothing)
+        rest = (
+            Step(s.positions, group, s.neighbours, s.positions[:, None][:, : group.start])
+            for scale in self.scales
+            for s in scale.subgroups
+            for group in groups
+            if len(s.positions)
+        )
+        return (first, *rest)
 
     def to(self, device: Device) -> CodingOrder:
         """Return the same indices on `device`."""
@@ -98,7 +117,7 @@ def _scale(fine: Tensor, block: tuple[int, int], nowhere: int) -> Scale:
     subgroups = range(len(subgroup_places(block)))
     return Scale(
         coarse.flatten(),
-        _windows(*coarse.shape),
+        windows_of(*coarse.shape),
         tuple(_subgroup(fine, block, index, nowhere) for index in subgroups),
     )
 
@@ -130,11 +149,3 @@ def _turns(height: int, width: int, block: tuple[int, int]) -> Tensor:
         turns[place] = turn
     rows, columns = block
     return turns.repeat(-(-height // rows), -(-width // columns))[:height, :width]
-
-
-def _windows(height: int, width: int) -> Tensor:
-    """Return the indices (h * w, 9) of every 3x3 window of a grid; h * w where outside."""
-    padded = torch.full((height + 2, width + 2), height * width)
-    padded[1:-1, 1:-1] = torch.arange(height * width).reshape(height, width)
-    views = [padded[i : i + height, j : j + width].flatten() for i in range(3) for j in range(3)]
-    return torch.stack(views, 1)
