@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stands for rounding in training."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
 from lvqcodec.errors import UsageError
 from lvqcodec.likelihood import logistic_bits, rdo_round
-from lvqcodec.model import CodecConfig, CodecModel
 from lvqcodec.surrogates import SURROGATES
 from lvqcodec.training.data import CropSampler
 from lvqcodec.training.recipe import Recipe, Stage
@@ -106,17 +103,3 @@ def test_a_stage_trains_with_its_surrogate_and_its_loss(name, tiny_config, photo
     assert ["mse" in value for value in values] == [True, False] * 2
     assert all(np.isfinite(float(v)) for value in values for v in value.values())
     assert float(values[0]["loss"]) == float(values[2]["loss"]), "noise follows from the seed"
-
-
-# qualities
-
-
-def test_weights_may_be_for_some_qualities(tiny_config):
-    some = dataclasses.replace(tiny_config, qualities=(20, 60))
-    assert some.quality_range == range(20, 61)
-    assert CodecConfig.from_dict(some.to_dict()) == some
-    assert "qualities" not in tiny_config.to_dict(), "as in weights files of before"
-    assert CodecModel(some).config.qualities == (20, 60)
-    for wrong in ((60, 20), (-1, 5), (0, 101)):
-        with pytest.raises(UsageError, match="must rise within 0 to 100"):
-            dataclasses.replace(tiny_config, qualities=wrong)
