@@ -17,9 +17,9 @@ from lvqcodec.batch.plan import Item
 from lvqcodec.batch.records import DONE
 from lvqcodec.batch.work import Job, Settings, Worker
 from lvqcodec.cli import main
-from lvqcodec.coding.tables import parametric_tables
 from lvqcodec.container import EXTRAS, unpack
 from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
+from lvqcodec.lattices.tables import parametric_tables
 from lvqcodec.lvqfile import open_lvq
 from lvqcodec.picture import Picture
 
