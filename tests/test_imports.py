@@ -25,7 +25,7 @@ FLOORS = (
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
         *("structure", "formats", "sources", "memory"),
-        *("coding", "coding.tables", "coding.rangecoder"),
+        *("coding", "coding.tables", "coding.fitting", "coding.rangecoder"),
     ),
     ("guard", "lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
@@ -69,7 +69,7 @@ CLI_TOP = {
     *("footprint", "threads", "options", "lvqfile", "progress", "suffixes"),
 }
 # the commands whose bodies may reach into training/
-TRAINING_COMMANDS = ("*train*", "*export*")
+TRAINING_COMMANDS = ("*train*", "*export*", "*refit*")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 from lvqcodec.options import EncodeOptions
 from lvqcodec.picture import Picture
 from lvqcodec.stream import LoadedModel, Tile, TileCoder
-from lvqcodec.tiling import STRIDE, Tiling, Window
+from lvqcodec.tiling import Tiling, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +111,10 @@ def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Or
         quality=_quality(options, loaded.model.config.quality_range),
         lattice=options.lattice or loaded.model.config.lattice,
         model=loaded.digest,
+        stride=loaded.model.stride,
     )
     tiles = tiling.choose(header, options.tile)
-    narrowest = STRIDE * min(s.stop - s.start for s in [*tiles.rows, *tiles.columns])
+    narrowest = header.stride * min(s.stop - s.start for s in [*tiles.rows, *tiles.columns])
     if options.tune == "ms-ssim" and min(height, width, narrowest) < MS_SSIM_MIN_SIDE:
         raise UsageError(
             f"MS-SSIM takes pictures and tiles of at least {MS_SSIM_MIN_SIDE} x {MS_SSIM_MIN_SIDE}"
@@ -139,7 +140,7 @@ def _analyse(original: Original, index: int) -> Source:
     header, model = original.header, original.loaded.model
     core = original.tiling[index]
     around = core.grown(model.transform.analysis_reach, original.tiling.size)
-    pixels = around.pixels(header.height, header.width)
+    pixels = around.pixels(header.height, header.width, header.stride)
     # a copy, because numpy arrays may be read-only or of negative strides
     x = torch.from_numpy(np.array(original.image[pixels])).to(original.loaded.device)
     x = x[None].expand(3, -1, -1) if header.channels == 1 else x.permute(2, 0, 1)

@@ -121,6 +121,7 @@ def reach(
     set anew, because refined files are of another size. Raises UsageError for a goal out of reach.
     """
     at = lru_cache(maxsize=2)(original.at)
+    low, high = original.loaded.model.config.qualities
 
     def quality_of(setting: float) -> int:
         return min(max(math.floor(setting), low), high)
@@ -130,7 +131,6 @@ def reach(
         return encode_plan(at(quality), _eased(PLAIN, setting, quality))
 
     start = time.monotonic()
-    low, high = original.loaded.model.config.qualities
     first, ends = float(original.header.quality), (low - BELOW, high + ABOVE)
     settings, tried = _close_in(goal, encode, first, ends, deadline, must_fit=True)
     best = goal.best(tried)

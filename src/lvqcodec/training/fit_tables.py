@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.coding.tables import CodingTables, Histograms, fit_tables
+from lvqcodec.lattices.tables import CodingTables, added
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 
@@ -21,26 +22,43 @@ _ROUNDS = 5  # the choice depends on the tables and the tables on the choice
 _FULL_ROUNDS = 2  # the last ones; a quarter of the crops will do for those before
 
 
-def fit_to_crops(model: CodecModel, crops: Tensor, report: Callable[[str], None]) -> None:
-    """Refit the tables of a frozen model to crops (B, 3, H, W), spread over the qualities."""
+def fit_to_crops(
+    model: CodecModel,
+    crops: Tensor,
+    report: Callable[[str], None],
+    lattices: Collection[str] | None = None,
+) -> None:
+    """Refit the tables of a frozen model to crops (B, 3, H, W), spread over the qualities.
+
+    lattices: whose, by default all that there are tables for.
+    """
+    assert model.tables is not None
+    names = model.tables.names if lattices is None else tuple(lattices)
     batches = batches_of(model, crops)
     for index in range(_ROUNDS):
         every = 1 if index >= _ROUNDS - _FULL_ROUNDS else 4
-        model.tables, bpp = _fit(model, batches[::every])
-        report(f"tables {index + 1}/{_ROUNDS}: {bpp:.4f} bpp before this fit")
+        model.tables, rates = _fit(model, batches[::every], names)
+        said = ", ".join(f"{name} {bpp:.4f} bpp" for name, bpp in rates.items())
+        report(f"tables {index + 1}/{_ROUNDS}: {said} before this fit")
 
 
-def _fit(model: CodecModel, batches: Sequence[Batch]) -> tuple[CodingTables, float]:
-    """Refit the tables to what is chosen by the present ones; also the bpp of these, with E8."""
+def _fit(
+    model: CodecModel, batches: Sequence[Batch], names: Sequence[str]
+) -> tuple[CodingTables, dict[str, float]]:
+    """Refit the tables of some lattices to what each chooses by the present ones.
+
+    Also returns the bpp of these. One set of scalar rows serves all lattices; it is fitted to what
+    Z chooses, which sees every bin of it.
+    """
     assert model.tables is not None
-    z, e8 = _Tally(Quantizer("z", model.tables)), _Tally(Quantizer("e8", model.tables))
-    for tally in (z, e8):
+    tallies = {name: _Tally(Quantizer(name, model.tables)) for name in names}
+    for tally in tallies.values():
         for batch in batches:
             quantise(model, batch, tally.quantizer, tally)
-    # one set of scalar rows serves both lattices, and with Z^n every bin of it is seen
-    counts = np.stack([z.histograms.counts[0], e8.histograms.counts[1]])
-    offsets = np.stack([z.histograms.offsets[0], e8.histograms.offsets[1]])
-    return fit_tables(Histograms(counts, offsets)), e8.bits / sum(b.pixels for b in batches)
+    counts = {name: tally.counts[name] for name, tally in tallies.items() if name in tally.counts}
+    pixels = sum(batch.pixels for batch in batches)
+    rates = {name: tally.bits / pixels for name, tally in tallies.items()}
+    return model.tables.fitted(counts), rates
 
 
 @dataclass(frozen=True)
@@ -83,9 +101,9 @@ class _Tally:
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
-        self.histograms = Histograms.empty()
+        self.counts: dict[str, dict[str, NDArray[Any]]] = {}
         self.bits = 0.0
 
     def __call__(self, j: Tensor, bins: Tensor, residual: Tensor) -> None:
-        self.histograms += self.quantizer.histograms(j, bins, residual)
+        self.counts = added(self.counts, self.quantizer.count(j, bins, residual))
         self.bits += self.quantizer.bits(j, bins)
