@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of README.md and docs/, run by a shell as they stand there, on pictures of their own.
+"""The examples of README.md and docs/, run by a shell as they stand, on pictures of their own.
 
 A small codec bears the names of the shipped ones, and a short recipe those of the recipes. Left to
-`.ci/run` is what installs something; the examples of `lvq batch` are run by test_batch_readme.py, those
-of docs/extending.md by test_extending.py.
+`.ci/run` is what installs something; the examples of `lvq batch` are run by test_batch_readme.py,
+those of docs/extending.md by test_extending.py.
 """
 
 from __future__ import annotations
