@@ -34,7 +34,7 @@ def main() -> None:
     quality = torch.full((1,), 50.0)
     grid = model.grid(HEIGHT, WIDTH)
     x = torch.rand(1, 3, HEIGHT, WIDTH)
-    y = torch.zeros(1, grid[0] * grid[1], model.config.transform.latent_channels)
+    y = torch.zeros(1, grid[0] * grid[1], model.transform.channels)
     with torch.no_grad():  # the counter does not see through inference mode
         analysis = kmac_per_pixel(lambda: model.analysis(x, quality))
         synthesis = kmac_per_pixel(lambda: model.synthesis(y, grid, quality))

@@ -11,16 +11,22 @@ import torch
 
 from lvqcodec import codec
 from lvqcodec.coding.tables import parametric_tables
-from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig
-from lvqcodec.model import CodecModel
+from lvqcodec.entropy import MultiScaleProgressive
+from lvqcodec.lvqfile import open_lvq
+from lvqcodec.model import CodecConfig, CodecModel
+from lvqcodec.options import EncodeOptions
+from lvqcodec.original import prepare
+from lvqcodec.picture import Picture
+from lvqcodec.stream import TileCoder
 from lvqcodec.training.init import initialise
+from lvqcodec.transforms import LappedTransform
 from lvqcodec.weights import pack_parts, pack_weights
 
 TINY = CodecConfig(
-    TransformConfig(
+    LappedTransform.Config(
         latent_channels=24, analysis=((4, 6, 1), (8, 8, 1)), synthesis=((8, 8, 1), (4, 6, 1))
     ),
-    EntropyConfig(scales=2, seeds=(8,), linear=16, hidden=24, trunk=12, depth=1),
+    MultiScaleProgressive.Config(scales=2, seeds=(8,), linear=16, hidden=24, trunk=12, depth=1),
 )
 
 CODEC_TABLES = """
@@ -144,3 +150,14 @@ def sample(models_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LVQ_MODEL_PATH", str(models_folder))
         return picture, codec.encode(picture, model="tiny", quality=50, lattice="e8")
+
+
+def prepared(image, loaded, **options):
+    """Samples as the encoder's searches start from them."""
+    return prepare(Picture(image), loaded, EncodeOptions(**options))
+
+
+def read_latents(data, loaded, tile=0):
+    """The latents of a tile of a file; StreamError if their CRC is not the one in the file."""
+    file = open_lvq(data)
+    return TileCoder(file.header, loaded).read(file.tiles[tile], file.tiling[tile].grid)

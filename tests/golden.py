@@ -26,10 +26,13 @@ from PIL import Image
 from lvqcodec import codec, stream, tiling
 from lvqcodec.catalog import find_by_digest
 from lvqcodec.coding.tables import CodingTables, RowTable, parametric_tables
-from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig
 from lvqcodec.container import SECTION_LATENTS, SECTION_TILES, Section, pack, read_header, unpack
+from lvqcodec.entropy import MultiScaleProgressive
 from lvqcodec.entropy.base import LATENT_UNITS
+from lvqcodec.lvqfile import open_lvq
+from lvqcodec.model import CodecConfig
 from lvqcodec.picture import Picture
+from lvqcodec.transforms import LappedTransform
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
@@ -39,8 +42,8 @@ MODEL = "golden"
 
 # seeds, several scales, both sets of networks, and a grid that no scale divides evenly
 CONFIG = CodecConfig(
-    TransformConfig(latent_channels=24, analysis=((8, 8, 1),), synthesis=((8, 8, 1),)),
-    EntropyConfig(scales=3, seeds=(4, 6), linear=8, hidden=12, trunk=8, depth=1),
+    LappedTransform.Config(latent_channels=24, analysis=((8, 8, 1),), synthesis=((8, 8, 1),)),
+    MultiScaleProgressive.Config(scales=3, seeds=(4, 6), linear=8, hidden=12, trunk=8, depth=1),
 )
 MAX_RADIUS = 40  # short rows: a small file, and escapes are frequent
 
@@ -89,10 +92,11 @@ TILES = {"tiles-colour": 32, "tiles-grey": 64}
 
 def integers_digest(data: bytes) -> str:
     """SHA-256 of the decoded integers, as the format orders them for their CRC."""
-    header, sections = unpack(data)
-    loaded = stream.load_card(find_by_digest(header.model), torch.device("cpu"))
-    tiles = zip(*tiling.from_sections(header, sections), strict=True)
-    found = [stream.read(header, payload, loaded, place.grid) for place, payload in tiles]
+    file = open_lvq(data)
+    loaded = stream.load_card(find_by_digest(file.header.model), torch.device("cpu"))
+    coder = stream.TileCoder(file.header, loaded)
+    tiles = zip(file.tiling, file.tiles, strict=True)
+    found = [coder.read(payload, place.grid) for place, payload in tiles]
     integers = [(y_hat * LATENT_UNITS).to(torch.int32).numpy().astype("<i4") for y_hat in found]
     return sha256(b"".join(part.tobytes() for part in integers))
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import install
+from conftest import install, prepared, read_latents
 
 import lvqcodec
 from lvqcodec import codec, stream
@@ -76,9 +76,8 @@ def test_both_lattices_code_and_e8_is_the_better_one(tiny, photograph):
     for lattice in ("z", "e8"):
         data = encode(picture, model=tiny, quality=100, lattice=lattice)
         loaded = load_model(tiny)
-        header, sections = unpack(data)
-        y_hat = stream.read(header, sections[SECTION_LATENTS], loaded)
-        (source,) = stream.prepare(picture, loaded, 100, lattice).sources()
+        y_hat = read_latents(data, loaded)
+        (source,) = prepared(picture, loaded, quality=100, lattice=lattice).sources()
         target = source.target
         points[lattice] = len(data), float((y_hat - target).square().mean())
     # bytes and error of latents; 6.02 dB a bit and latent

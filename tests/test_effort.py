@@ -2,21 +2,23 @@
 """Searching for better latents, and for files of a wanted size or PSNR."""
 
 import gc
-import math
 import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvqcodec import effort, metrics, overfit, stream, tiling
+from lvqcodec import effort, metrics, overfit
 from lvqcodec.codec import encode, encode_image, load_model
 from lvqcodec.config import EFFORTS
-from lvqcodec.container import read_header, unpack
+from lvqcodec.container import read_header
 from lvqcodec.effort import PLAIN, ROUNDS, encode_plan, search
 from lvqcodec.errors import UsageError
+from lvqcodec.lvqfile import open_lvq
+from lvqcodec.stream import TileCoder
 from lvqcodec.synthesis import decode_tiles
 
 
@@ -32,31 +34,19 @@ def loaded(models_folder):
 
 @pytest.mark.parametrize("quality", [20, 47, 90])  # 47: biases between two nodes
 def test_a_round_finds_what_the_coder_then_writes(loaded, photograph, quality):
-    picture = stream.prepare(photograph(53, 70), loaded, quality)
+    picture = prepared(photograph(53, 70), loaded, quality=quality)
     (source,) = picture.sources()
-    refinery = effort._Refinery(picture, math.inf, None)
-    cost = refinery._cost(source, source.core)
-    curve = refinery._curve(source.target.clone(), source.core, cost)
-    rounds = overfit.refine(
-        loaded.model,
-        picture.quantizer,
-        source.target.clone(),
-        source.grid,
-        refinery.quality,
-        cost,
-        curve,
-        overfit.LONG,
-        lambda: 0.5,
-    )
+    objective = effort.objective_of(source, source.core, source.target.clone())
+    rounds = overfit.refine(objective, source.target.clone(), overfit.LONG, lambda: 0.5)
     for _, found in zip(range(3), rounds, strict=False):
-        written = stream.write(source, found.target, 2 / curve)
+        written = source.write(found.target, 2 / objective.curvature)
         bits = 8 * len(written.payload)
         assert found.bits == pytest.approx(bits, rel=0.02, abs=8 * 40)
-        assert float(cost(written.y_hat.clone())) == pytest.approx(found.cost, rel=1e-6)
+        assert float(objective.cost(written.y_hat.clone())) == pytest.approx(found.cost, rel=1e-6)
 
 
 def test_the_search_finds_smaller_or_better_files(loaded, photograph):
-    source = stream.prepare(photograph(96, 120), loaded, 60)
+    source = prepared(photograph(96, 120), loaded, quality=60)
     losses = [search(source, level).loss for level in (0, 1, 4, 6)]
     assert losses[1] <= losses[0] and losses[2] < losses[0] and losses[3] < losses[0]
     bpp = 8 * len(encode_plan(source, PLAIN).data) / (96 * 120)
@@ -90,25 +80,25 @@ def test_no_effort_is_worse_than_none(
 
 
 def decode_with(loaded, data):
-    header, sections = unpack(data)
-    parts = tiling.from_sections(header, sections)
-    return decode_tiles(header, loaded, *parts, tiling.region(header, None))
+    file = open_lvq(data)
+    return decode_tiles(file, TileCoder(file.header, loaded), file.region())
 
 
 def test_large_tiles_are_searched_in_parts(loaded, photograph, monkeypatch):
-    source = stream.prepare(photograph(150, 210), loaded, 60)
+    source = prepared(photograph(150, 210), loaded, quality=60)
     monkeypatch.setattr(effort, "PART", 64)
     grid = source.tiling.size
-    parts = list(effort._parts(grid, loaded.model.entropy.period))
+    (parts,) = effort._cut_into_parts(source)
+    assert [part.place for part in parts] == [(i, len(parts)) for i in range(len(parts))]
     seen = np.zeros(grid, int)
-    for core, part in parts:
-        seen[core.rows, core.columns] += 1
-        for inner, outer in zip(core, part, strict=True):
+    for part in parts:
+        seen[part.core.rows, part.core.columns] += 1
+        for inner, outer in zip(part.core, part.window, strict=True):
             assert outer.start <= inner.start < inner.stop <= outer.stop
             assert outer.start % loaded.model.entropy.period == 0
     assert (seen == 1).all() and len(parts) > 4
     told = []
-    found = search(source, 5, report=told.append)
+    found = search(source, 5, on_progress=told.append)
     plain_loss = search(source, 0).loss
     assert found.loss < plain_loss
     done = [progress.done for progress in told]
@@ -120,7 +110,7 @@ def test_large_tiles_are_searched_in_parts(loaded, photograph, monkeypatch):
 
 def test_the_search_ends_with_its_time(loaded, photograph):
     picture = photograph(160, 200)
-    source = stream.prepare(picture, loaded, 60)
+    source = prepared(picture, loaded, quality=60)
     first = encode_plan(source, PLAIN)
     late = search(source, EFFORTS[-1], deadline=time.monotonic())
     assert late.data == first.data
@@ -150,12 +140,13 @@ def test_effort_works_where_gradients_are_off(loaded, photograph):
 
 
 def test_a_measured_curvature_is_that_of_squared_error_where_that_is_known(loaded, photograph):
-    original = stream.prepare(photograph(96, 128), loaded, 60)
+    original = prepared(photograph(96, 128), loaded, quality=60)
     (source,) = original.sources()
-    refinery = effort._Refinery(original, math.inf, None)
-    cost, y_hat = refinery._cost(source, source.core), stream.write(source).y_hat.clone()
-    known = overfit.mse_curvature(loaded.model, refinery.quality, original.weight)
-    found = overfit.measured_curvature(cost, y_hat, source.grid)
+    y_hat = source.write().y_hat.clone()
+    objective = effort.objective_of(source, source.core, y_hat)
+    known = objective.curvature
+    assert known.shape == (1, source.target.shape[2])
+    found = overfit.measured_curvature(objective.cost, y_hat, source.grid)
     assert found.shape == source.target.shape[1:]
     ratio = (found / known).log2().mean(0)
     assert ratio.abs().median() < 0.4
@@ -169,7 +160,7 @@ def test_files_are_tuned_for_ms_ssim(loaded, photograph, channels):
         similarity = metrics.ms_ssim(picture, decode_with(loaded, data))
         return 8 * len(data) / (176 * 200), similarity
 
-    weight = stream.prepare(picture, loaded, 60, tune="ms-ssim").weight
+    weight = prepared(picture, loaded, quality=60, tune="ms-ssim").weight
     plain_bpp, plain_similarity = loss(encode(picture, model=loaded, quality=60))
     for level in (1, None):
         data = encode(picture, model=loaded, quality=60, tune="ms-ssim", effort=level)

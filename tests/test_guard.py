@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import read_latents
 
 from lvqcodec import guard, stream
 from lvqcodec.codec import decode, encode, estimate_bits, load_model
-from lvqcodec.container import SECTION_LATENTS, unpack
 from lvqcodec.errors import FormatError
 
 NEW = hasattr(torch.backends, "fp32_precision")  # from torch 2.9 on
@@ -120,8 +120,7 @@ def test_files_and_pictures_are_the_same(tiny: str, wanted: tuple[Any, ...], nam
         assert state() == before, "after an error"
     # and what was loaded there is sound
     assert encode(picture, model=loaded) == files[0]
-    header, sections = unpack(files[0])
-    stream.read(header, sections[SECTION_LATENTS], loaded)  # the integers have their CRC
+    read_latents(files[0], loaded)  # the integers have their CRC
     everything = [*loaded.model.parameters(), *loaded.model.buffers()]
     assert {tensor.device.type for tensor in everything} == {"cpu"}
     assert {tensor.dtype for tensor in everything} <= {torch.float32, torch.int64}

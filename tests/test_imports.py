@@ -20,7 +20,7 @@ PACKAGE = Path(lvqcodec.errors.__file__).parent
 FLOORS = (
     (
         *("errors", "files", "interrupts", "config", "container", "catalog", "tiling"),
-        *("footprint", "threads"),
+        *("footprint", "threads", "options", "lvqfile", "progress"),
     ),
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
@@ -29,8 +29,12 @@ FLOORS = (
     ),
     ("guard", "lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
+    ("likelihood", "surrogates"),
     ("model", "weights", "distortion", "overfit"),
-    ("codec", "stream", "synthesis", "effort", "ratecontrol", "training", "training.*"),
+    (
+        *("codec", "stream", "original", "synthesis", "effort", "ratecontrol"),
+        *("training", "training.*"),
+    ),
     ("evaluate", "report", "plotting", "batch", "batch.*", "plugin"),
     ("cli", "cli.*"),
     ("__main__",),
@@ -40,6 +44,7 @@ APART = (
     ("transforms", "quantizer", "entropy"),
     ("codec", "training"),
     ("stream", "training"),
+    ("original", "training"),
     ("synthesis", "training"),
     ("effort", "training"),
     ("ratecontrol", "training"),
@@ -61,7 +66,7 @@ TORCH_FROM = 2
 THIRD_PARTY_BELOW_TORCH = {"numpy", "PIL", "constriction"}
 CLI_TOP = {
     *("", "errors", "files", "interrupts", "container", "catalog", "config", "tiling"),
-    *("footprint", "threads"),
+    *("footprint", "threads", "options", "lvqfile", "progress"),
 }
 # the commands whose bodies may reach into training/
 TRAINING_COMMANDS = ("*train*", "*export*")

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from conftest import read_latents
 
 from lvqcodec import codec, container, integer, stream
 from lvqcodec.entropy.base import LATENT_LIMIT, LATENT_UNITS
@@ -349,10 +350,9 @@ def files(models_folder, photograph):
 def test_files_decode_to_the_same_integers_on_every_machine(tiny, files, machine):
     loaded = codec.load_model(tiny, device="cpu")
     for data, written in files:
-        header, sections = container.unpack(data)
         with MACHINES[machine]():
             # raises StreamError if the CRC of the integers is not the one in the file
-            found = stream.read(header, sections[container.SECTION_LATENTS], loaded)
+            found = read_latents(data, loaded)
         assert torch.equal(found.double(), written.double())
     assert max(len(data) for data, _ in files) > 1000
 
@@ -361,22 +361,20 @@ def test_files_decode_to_the_same_integers_on_every_machine(tiny, files, machine
 def test_files_written_on_every_machine_decode(tiny, photograph, machine):
     with MACHINES[machine]():
         data = codec.encode(photograph(97, 130, channels=1, seed=2), model=tiny, quality=NODE)
-    header, sections = container.unpack(data)
     loaded = codec.load_model(tiny, device="cpu")
-    stream.read(header, sections[container.SECTION_LATENTS], loaded)
+    read_latents(data, loaded)
 
 
 def test_inexact_arithmetic_would_be_noticed(tiny, files, monkeypatch):
     """The machines differ enough: float networks in the same place break the files."""
     loaded = codec.load_model(tiny, device="cpu")
-    header, sections = container.unpack(files[0][0])
     monkeypatch.setattr(
         integer,
         "exact_linear",
         lambda x, weight: x.bfloat16().float() @ weight.bfloat16().float().T,
     )
     with pytest.raises(container.FormatError):
-        stream.read(header, sections[container.SECTION_LATENTS], loaded)
+        read_latents(files[0][0], loaded)
 
 
 @pytest.mark.gpu
@@ -384,6 +382,5 @@ def test_inexact_arithmetic_would_be_noticed(tiny, files, monkeypatch):
 def test_files_decode_to_the_same_integers_on_a_gpu(tiny, files):
     loaded = codec.load_model(tiny, device="cuda")
     for data, written in files:
-        header, sections = container.unpack(data)
-        found = stream.read(header, sections[container.SECTION_LATENTS], loaded)
+        found = read_latents(data, loaded)
         assert torch.equal(found.cpu(), written)

@@ -12,19 +12,15 @@ from conftest import TINY
 from torch import nn
 
 from lvqcodec.coding.tables import parametric_tables
-from lvqcodec.config import CodecConfig, EntropyConfig, TransformConfig, from_table
+from lvqcodec.config import from_table
+from lvqcodec.entropy import ENTROPY_MODELS, MultiScaleProgressive
 from lvqcodec.entropy.base import FRACTION, NUM_BINS, SIGMAS
 from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.layers import QualityTable, ResidualBlock, floor_ste, round_ste
-from lvqcodec.model import (
-    CodecModel,
-    bin_sigma,
-    logistic_bits,
-    nearest_bin,
-    rdo_round,
-    theoretical_step,
-)
+from lvqcodec.likelihood import bin_sigma, logistic_bits, nearest_bin, rdo_round
+from lvqcodec.model import CodecConfig, CodecModel, theoretical_step
 from lvqcodec.quantizer import RDO_LAMBDA
+from lvqcodec.transforms import TRANSFORMS
 from lvqcodec.transforms.lapped import STRIDE, LappedTransform, _shuffle, _unshuffle, lapped_filter
 from lvqcodec.weights import pack_parts, pack_weights, unpack_weights
 
@@ -265,16 +261,29 @@ def test_steps_start_from_theory():
 
 def test_configurations_survive_plain_data():
     config = CodecConfig(
-        TransformConfig(analysis=((8, 7, 1),)), EntropyConfig(block=(2, 4), seeds=(3, 4)), "z", 1e-3
+        LappedTransform.Config(analysis=((8, 7, 1),)),
+        MultiScaleProgressive.Config(block=(2, 4), seeds=(3, 4)),
+        "z",
+        1e-3,
     )
     assert CodecConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert CodecConfig.from_dict({}) == CodecConfig()
     assert CodecConfig.from_dict({"lmbda_max": 1}).lmbda(100) == 1.0
 
 
+@pytest.mark.parametrize("axis", [TRANSFORMS, ENTROPY_MODELS])
+def test_a_class_is_found_by_the_name_in_its_own_configuration(axis):
+    for name, kind in axis.items():
+        assert kind.Config().name == name
+
+
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
+        ({"transform": {"name": "dct"}}, r"unknown 'dct' in \[codec\]; choose one of lapped"),
+        ({"entropy": {"name": "dct"}}, r"unknown 'dct' in \[codec\]; choose one of msp"),
+        ({"transform": {"latent_channels": 1025}}, r"latent_channels = 1025 is beyond 0\.\.1024"),
+        ({"entropy": {"block": [2, 10]}}, r"block = 10 is beyond 0\.\.8"),
         ({"colour": 1}, r"unknown setting 'colour' in \[codec\]"),
         ({"transform": {"widht8": 1}}, r"unknown setting 'widht8' in \[codec.transform\]"),
         ({"transform": 3}, r"\[codec.transform\] must be a table"),
@@ -459,7 +468,8 @@ def test_a_transform_of_its_own_file_makes_the_same_model(frozen, weights, parts
 
 
 def test_models_of_one_transform_share_its_file(parts, new_model):
-    other = new_model(dataclasses.replace(TINY, entropy=EntropyConfig(hidden=16, trunk=8)))
+    narrow = MultiScaleProgressive.Config(hidden=16, trunk=8)
+    other = new_model(dataclasses.replace(TINY, entropy=narrow))
     other.transform.load_state_dict(unpack_weights(*parts).transform.state_dict())
     other.entropy.freeze()
     other.tables = parametric_tables()
@@ -496,4 +506,4 @@ def test_files_that_make_no_model_are_refused(weights, parts, choose, complaint)
 @pytest.mark.parametrize("pixels", [0, 3, 16])
 def test_levels_that_do_not_divide_a_block_are_refused(pixels):
     with pytest.raises(UsageError, match=f"a level of {pixels} pixels does not divide blocks of 8"):
-        LappedTransform(TransformConfig(synthesis=((pixels, 8, 1),)))
+        LappedTransform(LappedTransform.Config(synthesis=((pixels, 8, 1),)))

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from lvqcodec.config import EntropyConfig
 from lvqcodec.entropy.base import FRACTION, LATENT_LIMIT, NUM_BINS
 from lvqcodec.entropy.msp import MultiScaleProgressive, channel_groups, compand_table
 from lvqcodec.entropy.order import coding_order, known_offsets, subgroup_places
@@ -17,9 +16,9 @@ from lvqcodec.integer import ACTIVATION_MAX
 GRIDS = [(1, 1), (1, 3), (3, 1), (2, 7), (5, 5), (8, 8), (9, 17)]
 BLOCKS = [(2, 2), (2, 4), (4, 2), (4, 4)]
 PROFILES = {
-    "baseline": (EntropyConfig(scales=3, block=(2, 2)), 10),
-    "normal": (EntropyConfig(scales=3, block=(2, 2), seeds=(2, 3)), 28),
-    "extra": (EntropyConfig(scales=4, block=(2, 4), seeds=(1, 2, 3, 4)), 121),
+    "baseline": (MultiScaleProgressive.Config(scales=3, block=(2, 2)), 10),
+    "normal": (MultiScaleProgressive.Config(scales=3, block=(2, 2), seeds=(2, 3)), 28),
+    "extra": (MultiScaleProgressive.Config(scales=4, block=(2, 4), seeds=(1, 2, 3, 4)), 121),
 }
 CHANNELS = 12
 
@@ -28,7 +27,7 @@ def model(scales=3, block=(2, 2), seeds=(), linear=8, seed=0):
     """A frozen model whose means and scales hang on everything they may."""
     torch.manual_seed(seed)
     sizes = {"linear": linear, "hidden": 16, "trunk": 8, "depth": 1}
-    config = EntropyConfig(scales=scales, block=block, seeds=seeds, **sizes)
+    config = MultiScaleProgressive.Config(scales=scales, block=block, seeds=seeds, **sizes)
     made = MultiScaleProgressive(config, CHANNELS).requires_grad_(False)
     for name, parameter in made.named_parameters():
         if ".heads." in name and name.endswith("weight"):
@@ -173,7 +172,7 @@ def test_orders_that_cannot_be_are_refused(settings, complaint):
 
 def test_channel_groups_partition_the_channels():
     for seeds, channels in itertools.product(((), (4,), (1, 2), (8, 3, 5)), (17, 33, 192)):
-        groups = channel_groups(EntropyConfig(seeds=seeds), channels)
+        groups = channel_groups(MultiScaleProgressive.Config(seeds=seeds), channels)
         assert [g.stop - g.start for g in groups[:-1]] == list(seeds)
         assert [c for g in groups for c in range(g.start, g.stop)] == list(range(channels))
 
@@ -236,7 +235,8 @@ def test_compand_table_is_the_rounded_logarithm():
 
 
 def test_companding_is_odd_saturates_and_agrees_in_all_modes():
-    made = MultiScaleProgressive(EntropyConfig(scales=1, hidden=4, trunk=4, depth=1), 4)
+    config = MultiScaleProgressive.Config(scales=1, hidden=4, trunk=4, depth=1)
+    made = MultiScaleProgressive(config, 4)
     x = torch.arange(-2 * LATENT_LIMIT, 2 * LATENT_LIMIT + 1).float()
     in_float = made.compand(x)
     made.set_mode("simulate")

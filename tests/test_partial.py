@@ -179,12 +179,20 @@ def test_latents_are_those_of_the_whole_file_or_their_means(
     data = encode(picture, model=loaded, quality=70, lattice=lattice)
     header, sections = unpack(data)
     payload, grid = sections[SECTION_LATENTS], loaded.model.grid(61, 90)
-    whole = steps(loaded, lambda: stream.read(header, payload, loaded), monkeypatch)[1]
+    coder = stream.TileCoder(header, loaded)
+    whole = steps(loaded, lambda: coder.read(payload, grid), monkeypatch)[1]
+    decoders = []
+
+    def kept(words):
+        decoders.append(PartialDecoder(words))
+        return decoders[-1]
+
+    monkeypatch.setattr(stream, "PartialDecoder", kept)
     shares, within = [], 0
     for cut in range(4, len(payload), 61):
-        read = partial(stream.read_partial, header, payload[:cut], loaded, grid)
-        (y_hat, share), seen = steps(loaded, read, monkeypatch)
-        left = round(share * y_hat.numel())
+        read = partial(coder.read_partial, payload[:cut], grid)
+        y_hat, seen = steps(loaded, read, monkeypatch)
+        left = decoders[-1].received
         for (mean, found), (_, full) in zip(seen, whole, strict=True):
             if left >= found.numel():
                 assert torch.equal(found, full)
@@ -195,7 +203,7 @@ def test_latents_are_those_of_the_whole_file_or_their_means(
             else:
                 assert torch.equal(found, mean)
             left = max(left - found.numel(), 0)
-        shares.append(share)
+        shares.append(decoders[-1].received / y_hat.numel())
     assert shares == sorted(shares) and shares[-1] > 0.5
     assert within > 1  # a step is not all or nothing
 

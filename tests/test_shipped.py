@@ -7,12 +7,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import read_latents
 from PIL import Image
 from skimage import data as bundled
 
-from lvqcodec import codec, stream
+from lvqcodec import codec
 from lvqcodec.catalog import DEFAULT_MODEL, list_models
-from lvqcodec.container import SECTION_LATENTS, unpack
 from lvqcodec.metrics import psnr
 
 MODELS = [card.name for card in list_models()]
@@ -77,12 +77,11 @@ def test_the_estimate_is_what_the_file_weighs(model, photograph):
 def test_integers_do_not_hang_on_the_machine(model, photograph):
     picture = photograph[:208, :272]
     data = codec.encode(picture, model=model, quality=70)
-    header, sections = unpack(data)
     threads = torch.get_num_threads()
 
     def latents():
         with torch.inference_mode():
-            return stream.read(header, sections[SECTION_LATENTS], model)
+            return read_latents(data, model)
 
     wanted = latents()
     try:

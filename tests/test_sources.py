@@ -28,6 +28,7 @@ from lvqcodec.errors import (
     UnsupportedImage,
     UsageError,
 )
+from lvqcodec.options import EncodeOptions
 from lvqcodec.picture import Picture
 
 COLOUR, GREY = make_photograph(21, 34), make_photograph(21, 34, channels=1)
@@ -327,7 +328,7 @@ def test_what_is_reckoned_holds_alpha_and_the_search() -> None:
     def needs(channels: int, effort: int = 0) -> int:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(footprint, "check", lambda need, *_, **__: seen.append(need))
-            footprint.admission(None, effort)(4000, 3000, channels)
+            footprint.admission(EncodeOptions(effort=effort))(4000, 3000, channels)
         return seen[-1]
 
     pixels = 12_000_000

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import prepared, read_latents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvqcodec import effort, footprint, imageio, metrics, stream, tiling
 from lvqcodec.cli import main
 from lvqcodec.codec import decode, encode, encode_image, load_model
-from lvqcodec.config import TransformConfig
 from lvqcodec.container import (
     SECTION_LATENTS,
     SECTION_TILES,
@@ -29,6 +29,7 @@ from lvqcodec.container import (
     unpack,
 )
 from lvqcodec.errors import FormatError, LvqError, StreamError, UsageError
+from lvqcodec.original import cut as cut_latents
 from lvqcodec.synthesis import Synthesis
 from lvqcodec.tiling import Tiling, Window
 from lvqcodec.transforms.lapped import LappedTransform
@@ -122,7 +123,7 @@ def test_sides_that_the_format_lacks_are_refused(loaded, photograph, tile):
 @pytest.mark.parametrize("levels", [((8, 6, 2),), ((4, 6, 1), (8, 8, 1)), ((2, 4, 1), (8, 4, 1))])
 def test_the_networks_see_as_far_as_they_say_and_no_farther(levels):
     torch.manual_seed(0)
-    transform = LappedTransform(TransformConfig("lapped", 24, levels, levels[::-1]))
+    transform = LappedTransform(LappedTransform.Config("lapped", 24, levels, levels[::-1]))
     for parameter in transform.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     transform, quality = transform.double(), torch.tensor([50.0], dtype=torch.float64)
@@ -150,10 +151,10 @@ def test_the_networks_see_as_far_as_they_say_and_no_farther(levels):
 @pytest.mark.parametrize("tile", [32, 64])
 def test_latents_are_those_of_the_whole_picture(loaded, photograph, tile):
     picture = photograph(150, 210)
-    (whole,) = stream.prepare(picture, loaded, 60).sources()
-    cut = stream.prepare(picture, loaded, 60, tile=tile)
+    (whole,) = prepared(picture, loaded, quality=60).sources()
+    cut = prepared(picture, loaded, quality=60, tile=tile)
     for source in cut.sources():
-        wanted = stream.cut(whole.target, whole.grid, source.core)
+        wanted = cut_latents(whole.target, whole.grid, source.core)
         assert torch.allclose(source.target, wanted, rtol=0, atol=1e-4)  # of a step
 
 
@@ -163,8 +164,8 @@ def test_pixels_are_those_of_the_synthesis_of_all_latents(loaded, photograph, ti
     picture = photograph(150, 210, channels=channels)
     header, cut, tiles = parts(data := encode(picture, model=loaded, quality=60, tile=tile))
     latents = torch.zeros(1, *cut.size, 24)
-    for index, payload in enumerate(tiles):
-        y_hat = stream.read(header, payload, loaded, cut[index].grid)
+    for index in range(len(tiles)):
+        y_hat = read_latents(data, loaded, index)
         latents[(slice(None), *cut[index])] = torch.unflatten(y_hat, 1, cut[index].grid)
     x_hat = loaded.model.synthesis(
         latents.flatten(1, 2), cut.size, stream.quality_of(header, loaded)
@@ -253,10 +254,10 @@ def test_a_picture_of_one_tile_is_a_section_of_latents(loaded, photograph):
     picture = photograph(HEIGHT, WIDTH)
     data = encode(picture, model=loaded, tile=128)
     assert data == encode(picture, model=loaded) and unpack(data)[1].keys() == {SECTION_LATENTS}
-    prepared = stream.prepare(picture, loaded, 50)
-    (source,) = prepared.sources()
-    payload = stream.write(source).payload
-    assert data == pack(prepared.header, [Section(SECTION_LATENTS, payload)])
+    original = prepared(picture, loaded)
+    (source,) = original.sources()
+    payload = source.write().payload
+    assert data == pack(original.header, [Section(SECTION_LATENTS, payload)])
     assert len(tiling.choose(HEADER, 32)) == 1
 
 
@@ -366,7 +367,7 @@ def test_tiles_depend_on_no_other(loaded, photograph):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_efforts_find_better_files_in_tiles_too(loaded, photograph, level, channels):
     picture = photograph(120, 150, channels=channels)
-    plain = stream.prepare(picture, loaded, 50, tile=64)
+    plain = prepared(picture, loaded, tile=64)
     first = effort.search(plain, 0)
     told = []
     found = encode_image(picture, model=loaded, tile=64, effort=level, report=told.append)
@@ -484,7 +485,7 @@ def test_a_picture_that_needs_more_is_refused_before_anything_is_decoded(
     bomb = pack(claim, [Section(SECTION_LATENTS, bytes(12))])
     with pytest.raises(StreamError, match="too short for their picture"):
         decode(bomb, max_memory=8 * 10**9)
-    monkeypatch.setattr(stream, "open_tile", lambda *tile: None)  # as if there were enough bytes
+    monkeypatch.setattr(stream, "require", lambda *bits: None)  # as if there were enough bytes
     with pytest.raises(LvqError, match=r"16384x16384 needs about .* GiB"):
         decode(bomb, max_memory=8 * 10**9)
 

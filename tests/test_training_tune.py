@@ -12,10 +12,10 @@ import torch
 from conftest import CODEC_TABLES
 from PIL import Image
 
-from lvqcodec.config import CodecConfig
 from lvqcodec.distortion import distortion, ms_ssim_lmbda, weight
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import ms_ssim, psnr
+from lvqcodec.model import CodecConfig
 from lvqcodec.training import export as exporting
 from lvqcodec.training.loop import train
 from lvqcodec.training.recipe import Recipe, Stage

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lvqcodec import files
+from lvqcodec.config import QUALITIES
 from lvqcodec.errors import ModelMismatch, ModelNotFound
 
 DEFAULT_MODEL = "normal"
@@ -36,13 +37,17 @@ _PLAIN_NAME = re.compile(r"(?!\.)[^/\\:]+")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model's card: `digest` in lower-case hex, `paths` of its weights, `raw` the whole TOML."""
+    """A model's card: `digest` in lower-case hex, `paths` of its weights, `raw` the whole TOML.
+
+    qualities: those that its weights are for, [first, last] in the card, by default all.
+    """
 
     name: str
     digest: str
     profile: str
     description: str
     paths: tuple[Path, ...]
+    qualities: range
     raw: dict[str, Any] = field(repr=False, compare=False)
 
 
@@ -152,11 +157,12 @@ def read_card(path: Path) -> ModelCard | None:
         if len(digest) != 64 or len(bytes.fromhex(digest)) != 32:
             raise ValueError(f"digest {digest!r} is no SHA-256")
         paths = tuple(path.with_name(file) for file in _files(raw.get("weights", [own.name])))
+        qualities = _qualities(raw.get("qualities", [QUALITIES[0], QUALITIES[-1]]))
     except KeyError as error:
         raise ModelMismatch(f"model card {path} lacks {error}: install the model again") from error
     except (ValueError, TypeError) as error:
         raise _broken(path, error) from error
-    return ModelCard(name, digest.lower(), profile, description, paths, raw)
+    return ModelCard(name, digest.lower(), profile, description, paths, qualities, raw)
 
 
 def is_plain_name(name: object) -> bool:
@@ -171,6 +177,13 @@ def _files(names: object) -> list[str]:
         if not (is_plain_name(name) and name.endswith(_SUFFIX)):
             raise ValueError(f"weights {name!r} is no name of a {_SUFFIX} file in its own folder")
     return names
+
+
+def _qualities(ends: object) -> range:
+    whole = isinstance(ends, list) and len(ends) == 2 and all(type(end) is int for end in ends)
+    if not (whole and QUALITIES[0] <= ends[0] <= ends[1] <= QUALITIES[-1]):  # type: ignore[index]
+        raise ValueError(f"qualities = {ends!r} are not two that rise within 0 to 100")
+    return range(ends[0], ends[1] + 1)  # type: ignore[index]
 
 
 def _broken(path: Path, error: Exception) -> ModelMismatch:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a codec is made of: one choice on each axis, as strict plain data."""
+"""What a codec is made of, as strict plain data: tables to dataclasses, checked."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from lvqcodec.errors import UsageError
@@ -12,87 +14,70 @@ from lvqcodec.errors import UsageError
 QUALITIES = range(0, 101)
 """The rate points: 0 (smallest file) .. 100 (best picture)."""
 
-
 EFFORTS = range(0, 10)
 """How long to search for a smaller file: not at all .. longest."""
 
-_TUNED_EFFORT = 3
+METRICS = ("psnr", "ms-ssim")
+"""What pictures are judged by."""
+
+TUNES = METRICS
+"""What a codec or a file may be tuned for."""
 
 
-def default_effort(tune: str = "psnr", max_seconds: float | None = None) -> int:
-    """Return the effort where none is given: all that fits into a time, some for another tune."""
-    return EFFORTS[-1] if max_seconds is not None else _TUNED_EFFORT if tune != "psnr" else 0
-
-
-@dataclass(frozen=True)
-class TransformConfig:
-    """The transform axis: which analysis/synthesis pair and its sizes.
-
-    `analysis` and `synthesis` are the levels of their networks, in order, each as
-    (pixels per position and direction, channels, residual blocks).
-    """
-
-    name: str = "lapped"
-    latent_channels: int = 192
-    analysis: tuple[tuple[int, int, int], ...] = ((4, 48, 2), (8, 96, 3))
-    synthesis: tuple[tuple[int, int, int], ...] = ((8, 96, 3), (4, 48, 2))
-
-
-@dataclass(frozen=True)
-class EntropyConfig:
-    """The entropy axis: which probability model and its sizes.
-
-    `scales`, `block` (rows, columns of a subgroup block) and `seeds` (channels of each seed group)
-    fix the order of coding; the first `linear` channels are predicted from each other's neighbours
-    by a matrix; `hidden`, `trunk` and `depth` are the widths and the number of residual layers of
-    the context networks.
-    """
-
-    name: str = "msp"
-    scales: int = 4
-    block: tuple[int, int] = (2, 2)
-    seeds: tuple[int, ...] = ()
-    linear: int = 96
-    hidden: int = 192
-    trunk: int = 128
-    depth: int = 2
-
-
-@dataclass(frozen=True)
-class CodecConfig:
-    """One composition: transform x lattice x entropy model, and the range of rate points.
-
-    The Lagrangian of quality q is `lmbda_min * (lmbda_max / lmbda_min) ** (q / 100)` in
-    bpp + lmbda * 255^2 * MSE, with the MSE of samples in [0, 1].
-    """
-
-    transform: TransformConfig = field(default_factory=TransformConfig)
-    entropy: EntropyConfig = field(default_factory=EntropyConfig)
-    lattice: str = "e8"
-    lmbda_min: float = 4e-4
-    lmbda_max: float = 0.6
-
-    def lmbda(self, quality: float) -> float:
-        """Return the Lagrange multiplier of a quality in 0..100."""
-        return float(self.lmbda_min * (self.lmbda_max / self.lmbda_min) ** (quality / 100))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested plain data; `from_dict` is the inverse."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> CodecConfig:
-        """Build from nested plain data; unknown keys and wrong types raise UsageError."""
-        return from_table(cls, data, "codec")
-
-
+_MOST = 1024
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class AxisConfig(ABC):
+    """What a class of the transform or the entropy axis is made with: its `Config`, plain data.
+
+    A subclass gives `name` its default, which is that in the registry, and adds whole numbers or
+    tuples of them. Each number is 0 to 1024, or as a `limited` field has it: in a weights file they
+    say what is built before there is a tensor to compare with. Raises UsageError for others.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            most = entry.metadata.get("most", _MOST)
+            length = entry.metadata.get("length", _MOST)
+            _check_sizes(entry.name, getattr(self, entry.name), most, length)
+
+    @property
+    @abstractmethod
+    def layers(self) -> int:
+        """Number of layers, about: building one takes time, though it may allocate nothing."""
+
+
+def limited(default: Any, *, most: int = _MOST, length: int = _MOST) -> Any:
+    """Return a field of an AxisConfig: numbers up to `most`, in tuples of up to `length`."""
+    return field(default=default, metadata={"most": most, "length": length})
+
+
+def _check_sizes(name: str, value: Any, most: int, length: int) -> None:
+    if isinstance(value, tuple):
+        _check_sizes(f"the length of {name}", len(value), length, length)
+        for inner in value:
+            _check_sizes(name, inner, most, length)
+    elif isinstance(value, int) and not 0 <= value <= most:
+        raise UsageError(f"{name} = {value} is beyond 0..{most}")
+
+
+def pick(choices: Mapping[str, Callable[..., _T]], name: str) -> Callable[..., _T]:
+    """Return the class that an axis has under a name; raises UsageError."""
+    if name not in choices:
+        raise UsageError(f"unknown {name!r} in [codec]; choose one of {', '.join(choices)}")
+    return choices[name]
 
 
 def from_table(kind: type[_T], data: Any, where: str) -> _T:
     """Build the dataclass `kind` from the plain data of the table [where].
 
-    Whatever is missing, unknown or of a wrong type raises UsageError.
+    A field with the metadata "choices", classes by name, holds the `Config` of that one which
+    `name` in its table tells, by default its default's. Whatever is missing, unknown or of a wrong
+    type raises UsageError.
     """
     if not isinstance(data, dict):
         raise UsageError(f"[{where}] must be a table, not {data!r}")
@@ -104,8 +89,20 @@ def from_table(kind: type[_T], data: Any, where: str) -> _T:
         required = entry.default is entry.default_factory is dataclasses.MISSING
         if required and name not in data:
             raise UsageError(f"[{where}] lacks {name!r}")
-    hints = get_type_hints(kind)
-    return kind(**{name: _value(hints[name], value, where, name) for name, value in data.items()})
+    kinds: dict[str, Any] = get_type_hints(kind)
+    for name, entry in known.items():
+        if "choices" in entry.metadata:
+            kinds[name] = _chosen(entry, data.get(name))
+    return kind(**{name: _value(kinds[name], value, where, name) for name, value in data.items()})
+
+
+def _chosen(entry: dataclasses.Field[Any], table: Any) -> Any:
+    """Return the `Config` of the class that a table names, else that of the default."""
+    name = table.get("name") if isinstance(table, dict) else None
+    if not isinstance(name, str):  # whatever else is wrong is for the Config to say
+        return entry.default_factory
+    kind: Any = pick(entry.metadata["choices"], name)
+    return kind.Config
 
 
 def _value(kind: Any, value: Any, where: str, name: str) -> Any:

@@ -167,6 +167,9 @@ _KNOWN_KINDS = _PICTURES | {SECTION_ALPHA}
 _OPTIONAL = 0x80
 _GREY = 0x01
 _LATTICE_IDS = {"z": 0, "e8": 1}  # on the wire: append only
+LATTICES = tuple(_LATTICE_IDS)
+"""The lattices by name."""
+
 _LATTICE_NAMES = {number: name for name, number in _LATTICE_IDS.items()}
 _FIXED = struct.Struct("<8sBBBBB4s")
 _MAX_VARINT = 5

@@ -9,16 +9,12 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from lvqcodec.errors import UsageError
 from lvqcodec.metrics import extra
 
 Distortion = Callable[[Tensor, Tensor], Tensor]
 """Maps pictures x_hat and x (B, 3 or 1, H, W) in [0, 1] to distortions (B,), 0 for equal ones."""
 
 Scalar = TypeVar("Scalar", float, Tensor)
-
-TUNES = ("psnr", "ms-ssim")
-"""What a codec or a file may be tuned for."""
 
 # The ends of the Lagrangians with which CompressAI (Begaint et al., 2020) trained its models for
 # lmbda * 255^2 * MSE and for lmbda_ms * (1 - MS-SSIM), at about the same eight rates.
@@ -49,12 +45,10 @@ def weight(tune: str, lmbda: Scalar) -> Scalar:
 
 
 def distortion(tune: str) -> Distortion:
-    """Return the distortion of one of `TUNES`: MSE, or 1 - MS-SSIM.
+    """Return the distortion of one of `config.TUNES`: MSE, or 1 - MS-SSIM.
 
     MS-SSIM takes pictures of at least 161 x 161 pixels; UsageError if its package is missing.
     """
-    if tune not in TUNES:
-        raise UsageError(f"tune {tune!r} is unknown; choose from {', '.join(TUNES)}")
     if tune == "psnr":
         return _mse
     measure = extra("pytorch_msssim").ms_ssim

@@ -9,8 +9,9 @@ MS-SSIM (of large pictures the mean over windows); the quantizer then spends les
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,18 +21,20 @@ from torch import Tensor
 
 from lvqcodec import metrics
 from lvqcodec.distortion import distortion
+from lvqcodec.original import Original, Source, cut
 from lvqcodec.overfit import (
     LONG,
     SHORT,
     Cost,
+    Objective,
     Round,
     measured_curvature,
-    moved,
     mse_curvature,
     refine,
 )
+from lvqcodec.progress import OnProgress, Progress
 from lvqcodec.quantizer import RDO_LAMBDA
-from lvqcodec.stream import Original, Source, Tile, assemble, cut, write
+from lvqcodec.stream import Tile
 from lvqcodec.synthesis import Synthesis
 from lvqcodec.tiling import STRIDE, Window
 
@@ -45,21 +48,6 @@ _FEW = 4  # rounds of the longest search for which moves that hardly get shorter
 
 PART = 768
 """Side of the parts, margins left out, in which tiles of more than 1.5 such are searched."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far work is: share done in 0..1, and where known bpp and distortion of what it has.
-
-    The distortion is MSE or 1 - MS-SSIM by the tune, samples in 0..1.
-    """
-
-    done: float
-    bpp: float | None = None
-    distortion: float | None = None
-
-
-Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +72,7 @@ class Plan:
             rdo_lambda = self.rdo_lambda[source.index].float() * self.ease
         elif self.ease != 1:
             rdo_lambda = torch.full_like(target[0, :1], RDO_LAMBDA * self.ease)
-        return write(source, target, rdo_lambda)
+        return source.write(target, rdo_lambda)
 
 
 PLAIN = Plan()
@@ -123,22 +111,36 @@ def encode_plan(original: Original, plan: Plan) -> Candidate:
             distorted += error / 255**2 / original.image.size
         else:
             similarity = metrics.ms_ssim(image, decoded)
-            assert similarity is not None  # `stream.prepare` has seen to the sizes
+            assert similarity is not None  # `original.prepare` has seen to the sizes
             distorted += (1 - similarity) * image.size / original.image.size
 
-    synthesis = Synthesis(header, original.loaded, original.tiling, weigh)
+    synthesis = Synthesis(header, original.coder, original.tiling, weigh)
     for source in original.sources():
         tile = plan.write(source)
         payloads.append(tile.payload)
         synthesis.add(source.index, tile.y_hat)
-    data = assemble(original, payloads)
+    data = original.assemble(payloads)
     error = squared / original.image.size
     loss = metrics.bpp(len(data), header.width, header.height) + original.weight * distorted
     return Candidate(plan, data, tile.y_hat if len(payloads) == 1 else None, error, loss)
 
 
+def write_plain(original: Original, on_progress: OnProgress | None = None) -> bytes:
+    """Return the file of effort 0, without looking at what it decodes to."""
+    payloads = []
+    for count, source in enumerate(original.sources(), 1):
+        payloads.append(source.write().payload)
+        if on_progress is not None:
+            on_progress(Progress(count / len(original.tiling)))
+    return original.assemble(payloads)
+
+
 def search(
-    original: Original, effort: int, *, deadline: float = float("inf"), report: Report | None = None
+    original: Original,
+    effort: int,
+    *,
+    deadline: float = math.inf,
+    on_progress: OnProgress | None = None,
 ) -> Candidate:
     """Return the best file that an effort of EFFORTS finds before `deadline` (time.monotonic)."""
     start = time.monotonic()
@@ -150,162 +152,177 @@ def search(
         return first
     # of what inference made, autograd takes only copies
     with torch.inference_mode(False), torch.enable_grad():
-        refined = _Refinery(original, last_call, report).run(effort, first.y_hat)
+        refined = _Refinery(original, effort, last_call, on_progress).run(first.y_hat)
     return min(first, encode_plan(original, refined), key=lambda candidate: candidate.loss)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a tile is searched at a time: a core, and the window around it that is looked at.
+
+    place: which of all parts of the picture it is, and of how many.
+    """
+
+    core: Window
+    window: Window
+    place: tuple[int, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the window."""
+        return self.window.grid
 
 
 class _Refinery:
     """The search for one picture, tile by tile and part by part, with the time it has."""
 
-    def __init__(self, original: Original, deadline: float, report: Report | None) -> None:
-        self.original = original
-        self.model = original.loaded.model
-        self.deadline = deadline
-        self.report = report
-        self.quality = original.quality.clone()
-        self.distortion = distortion(original.tune)
-        tiles = (original.tiling[index] for index in range(len(original.tiling)))
-        self.parts = [list(_parts(tile.grid, self.model.entropy.period)) for tile in tiles]
+    def __init__(
+        self, original: Original, effort: int, deadline: float, on_progress: OnProgress | None
+    ) -> None:
+        self._original = original
+        self._effort = effort
+        self._deadline = deadline
+        self._on_progress = on_progress
+        self._parts = _cut_into_parts(original)
 
-    def run(self, effort: int, y_hat: Tensor | None) -> Plan:
+    def run(self, y_hat: Tensor | None) -> Plan:
         """Return what to write, given the latents of effort 0 if they are at hand."""
-        single = len(self.parts) == 1
-        needed = effort == 1 or self.original.tune != "psnr"  # for a move, or the curvature
+        single = len(self._parts) == 1
+        # for the move of effort 1, or the curvature
+        needed = self._effort == 1 or self._original.tune != "psnr"
         moves, lambdas = [], []
-        for source in self.original.sources():
-            coded = write(source).y_hat if needed and y_hat is None else y_hat
-            target, curve = self._search(source, effort, coded)
+        for source in self._original.sources():
+            coded = source.write().y_hat if needed and y_hat is None else y_hat
+            target, curvature = self._search_tile(source, coded)
             # those of a large picture are many: sixteen bits each are enough
-            found = target - source.target, 2 / curve
-            move, rdo_lambda = found if single else (part.half() for part in found)
+            found = target - source.target, 2 / curvature
+            move, rdo_lambda = found if single else (half.half() for half in found)
             moves.append(move)
             lambdas.append(rdo_lambda)
         return Plan(moves, lambdas)
 
-    def _search(self, source: Source, effort: int, y_hat: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _search_tile(self, source: Source, y_hat: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the target (1, h * w, C) found for a tile, and its curvature (1 or h * w, C).
 
         y_hat: the latents of effort 0, None where they are not looked at.
         """
         target = source.target.clone()
         whole = torch.unflatten(target, 1, source.grid)
-        curves = torch.empty_like(whole)
-        before = sum(len(parts) for parts in self.parts[: source.index])
-        count = sum(len(parts) for parts in self.parts)
-        for index, (core, part) in enumerate(self.parts[source.index], before):
-            now = time.monotonic()
-            self.until = now + (self.deadline - now) / (count - index)
-            start, cost = cut(source.target.clone(), source.grid, part), self._cost(source, part)
-            coded = start if y_hat is None else cut(y_hat.clone(), source.grid, part)
-            curve = self._curve(coded, part, cost)
-            self.place = index, count
-            if effort == 1:
-                found = self._correct(start, coded, cost, curve)
-            else:
-                found = self._refine(start, part, cost, curve, ROUNDS[effort])
-            inner = core.seen_from(part)
-            for everywhere, here in ((whole, found), (curves, curve.expand_as(found))):
-                piece = torch.unflatten(cut(here, part.grid, inner), 1, core.grid)
-                everywhere[:, core.rows, core.columns] = piece
-        return target, curve if len(curve) == 1 else curves.flatten(0, 2)
+        curvatures = torch.empty_like(whole)
+        for part in self._parts[source.index]:
+            start = cut(source.target.clone(), source.grid, part.window)
+            coded = start if y_hat is None else cut(y_hat.clone(), source.grid, part.window)
+            objective = objective_of(source, part.window, coded)
+            found = self._search_part(part, objective, start, coded)
+            inner, curvature = part.core.seen_from(part.window), objective.curvature
+            for everywhere, here in ((whole, found), (curvatures, curvature.expand_as(found))):
+                piece = torch.unflatten(cut(here, part.grid, inner), 1, part.core.grid)
+                everywhere[:, part.core.rows, part.core.columns] = piece
+        return target, curvature if len(curvature) == 1 else curvatures.flatten(0, 2)
 
-    def _curve(self, y_hat: Tensor, part: Window, cost: Cost) -> Tensor:
-        """Second derivative of the cost by each latent, (1 or h * w, C)."""
-        if self.original.tune == "psnr":
-            return mse_curvature(self.model, self.quality, self.original.weight)
-        return measured_curvature(cost, y_hat, part.grid)
-
-    def _correct(self, target: Tensor, y_hat: Tensor, cost: Cost, curve: Tensor) -> Tensor:
-        """One move by the gradient of the distortion alone, which is cheap."""
-        y_hat = y_hat.requires_grad_()
-        (gradient,) = torch.autograd.grad(cost(y_hat), y_hat)
-        return moved(target, y_hat.detach(), gradient, curve, LONG[0])
-
-    def _refine(
-        self, target: Tensor, part: Window, cost: Cost, curve: Tensor, rounds: int
+    def _search_part(
+        self, part: Part, objective: Objective, target: Tensor, y_hat: Tensor
     ) -> Tensor:
-        """Move `rounds` times or until time is up; return the best target."""
-        start = time.monotonic()
+        """Return the best target, of those that the effort and the time allow for."""
+        if self._effort == 1:
+            return objective.corrected(target, y_hat, LONG[0])
+        index, count = part.place
+        rounds, start = ROUNDS[self._effort], time.monotonic()
+        until = start + (self._deadline - start) / (count - index)
         number = 0
 
-        def progress() -> float:
-            spent = (time.monotonic() - start) / max(self.until - start, 1e-9)
+        def elapsed() -> float:
+            spent = (time.monotonic() - start) / max(until - start, 1e-9)
             return min(max(number / max(rounds - 1, 1), spent), 1.0)
 
-        search = refine(
-            self.model,
-            self.original.quantizer,
-            target,
-            part.grid,
-            self.quality,
-            cost,
-            curve,
-            LONG if rounds > _FEW else SHORT,
-            progress,
-        )
         best: Round | None = None
-        for number, found in enumerate(search):
+        shares = LONG if rounds > _FEW else SHORT
+        for number, found in enumerate(refine(objective, target, shares, elapsed)):
             if best is None or found.loss < best.loss:
                 best = found
             now = time.monotonic()
             self._tell(best, part, min(number / rounds, 1.0))
-            if number == rounds or now + (now - start) / (number + 1) > self.until:
+            if number == rounds or now + (now - start) / (number + 1) > until:
                 break
         assert best is not None
         return best.target
 
-    def _cost(self, source: Source, part: Window) -> Cost:
-        """What the decoded pixels of a part cost in bits, those beyond the edges left out."""
-        header = self.original.header
-        origin = source.core.seen_from(source.around)
-        place = part.shifted(origin)
-        # beyond the tile, what the analysis found stands for what the neighbours will be
-        ends = zip(part, source.grid, place, source.around.grid, strict=True)
-        outer = Window(
-            *(
-                slice(p.start if s.start else 0, p.stop if s.stop < size else end)
-                for s, size, p, end in ends
-            )
-        )
-        inside = place.seen_from(outer)
-        background = cut(source.surroundings.clone(), source.around.grid, outer)
-        height, width = part.shifted(source.core).pixels(header.height, header.width).grid
-        weight = self.original.weight * height * width
-
-        def seen(x: Tensor) -> Tensor:
-            x = x[..., :height, :width]
-            return x.mean(1, keepdim=True) if header.channels == 1 else x
-
-        x = seen(source.x[..., *place.pixels(*source.x.shape[-2:])].clone())
-
-        def cost(y_hat: Tensor) -> Tensor:
-            if outer != place:
-                canvas = torch.unflatten(background.clone(), 1, outer.grid)
-                canvas[:, inside.rows, inside.columns] = torch.unflatten(y_hat, 1, part.grid)
-                y_hat = canvas.flatten(1, 2)
-            x_hat = self.model.synthesis(y_hat, outer.grid, self.quality)
-            x_hat = x_hat[..., *inside.pixels(*x_hat.shape[-2:])]
-            spent: Tensor = weight * self.distortion(seen(x_hat.clamp(0, 1)), x).sum()
-            return spent
-
-        return cost
-
-    def _tell(self, best: Round, part: Window, done: float) -> None:
+    def _tell(self, best: Round, part: Part, done: float) -> None:
         """Report on the part at hand."""
-        if self.report is None:
+        if self._on_progress is None:
             return
         height, width = part.grid
-        pixels = height * width * self.model.stride**2
-        index, count = self.place
-        distorted = best.cost / (self.original.weight * pixels)
-        self.report(Progress((index + done) / count, best.bits / pixels, distorted))
+        pixels = height * width * self._original.loaded.model.stride**2
+        index, count = part.place
+        distorted = best.cost / (self._original.weight * pixels)
+        self._on_progress(Progress((index + done) / count, best.bits / pixels, distorted))
 
 
-def _parts(grid: tuple[int, int], period: int) -> Iterator[tuple[Window, Window]]:
-    """Cut a tile into cores, each with the part of the tile around it that is looked at.
+def objective_of(source: Source, window: Window, y_hat: Tensor) -> Objective:
+    """Return what the latents in a window of a tile cost; y_hat: about what they will be."""
+    original = source.original
+    coder = original.coder
+    quality, cost = coder.quality.clone(), _cost_of(source, window)
+    if original.tune == "psnr":
+        curvature = mse_curvature(coder.model, quality, original.weight)
+    else:
+        curvature = measured_curvature(cost, y_hat, window.grid)
+    return Objective(coder.model, coder.quantizer, quality, window.grid, cost, curvature)
 
-    Parts begin at multiples of `period`, where the order of coding repeats itself, and reach as far
-    beyond their cores as the networks see much.
+
+def _cost_of(source: Source, window: Window) -> Cost:
+    """What the decoded pixels of a window cost in bits, those beyond the edges left out."""
+    original = source.original
+    header, model = original.header, original.loaded.model
+    place = window.shifted(source.core.seen_from(source.around))
+    # beyond the tile, what the analysis found stands for what the neighbours will be
+    ends = zip(window, source.grid, place, source.around.grid, strict=True)
+    outer = Window(
+        *(
+            slice(p.start if s.start else 0, p.stop if s.stop < size else end)
+            for s, size, p, end in ends
+        )
+    )
+    inside = place.seen_from(outer)
+    background = cut(source.surroundings.clone(), source.around.grid, outer)
+    height, width = window.shifted(source.core).pixels(header.height, header.width).grid
+    weight, quality = original.weight * height * width, original.coder.quality.clone()
+    distorted = distortion(original.tune)
+
+    def seen(x: Tensor) -> Tensor:
+        x = x[..., :height, :width]
+        return x.mean(1, keepdim=True) if header.channels == 1 else x
+
+    x = seen(source.x[..., *place.pixels(*source.x.shape[-2:])].clone())
+
+    def cost(y_hat: Tensor) -> Tensor:
+        if outer != place:
+            canvas = torch.unflatten(background.clone(), 1, outer.grid)
+            canvas[:, inside.rows, inside.columns] = torch.unflatten(y_hat, 1, window.grid)
+            y_hat = canvas.flatten(1, 2)
+        x_hat = model.synthesis(y_hat, outer.grid, quality)
+        x_hat = x_hat[..., *inside.pixels(*x_hat.shape[-2:])]
+        spent: Tensor = weight * distorted(seen(x_hat.clamp(0, 1)), x).sum()
+        return spent
+
+    return cost
+
+
+def _cut_into_parts(original: Original) -> list[list[Part]]:
+    """Cut every tile of a picture into parts."""
+    tiles = (original.tiling[index] for index in range(len(original.tiling)))
+    period = original.loaded.model.entropy.period
+    windows = [list(_windows(tile.grid, period)) for tile in tiles]
+    count = sum(map(len, windows))
+    places = iter(range(count))
+    return [[Part(*pair, (next(places), count)) for pair in pairs] for pairs in windows]
+
+
+def _windows(grid: tuple[int, int], period: int) -> Iterator[tuple[Window, Window]]:
+    """Cut a tile into cores, each with the window of the tile around it that is looked at.
+
+    Windows begin at multiples of `period`, where the order of coding repeats itself, and reach as
+    far beyond their cores as the networks see much.
     """
     height, width = grid
     side = PART // STRIDE // period * period

@@ -20,11 +20,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from lvqcodec.container import EXTRAS, MAX_METADATA_BYTES, SECTION_ALPHA, Header, Section
-from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
+from lvqcodec.errors import FormatError, UnsupportedImage
+from lvqcodec.options import LOSSLESS
 from lvqcodec.picture import Picture
-
-LOSSLESS = 100
-"""The alpha quality that changes nothing."""
 
 _CONSTANT, _VP8L, _PNG, _AVIF = range(4)  # on the wire: append only
 _STORED, _ZLIB = range(2)  # on the wire: append only
@@ -41,14 +39,12 @@ _AGAIN = "fetch the file again"
 def pack_extras(picture: Picture, alpha_quality: int = LOSSLESS) -> list[Section]:
     """Return the sections of all that a picture has beside its pixels; none for an opaque alpha.
 
-    alpha_quality: 0 (smallest) .. 100 (lossless). Raises UsageError for another one and
-    UnsupportedImage for metadata larger than the format takes.
+    alpha_quality: 0 (smallest) .. 100 (lossless). Raises UnsupportedImage for metadata larger than
+    the format takes.
     """
-    if alpha_quality not in range(LOSSLESS + 1):
-        raise UsageError(f"alpha quality {alpha_quality!r} is not a whole number in 0..{LOSSLESS}")
     sections = []
     if picture.alpha is not None and picture.alpha.min() < 255:
-        sections.append(Section(SECTION_ALPHA, _pack_alpha(picture.alpha, int(alpha_quality))))
+        sections.append(Section(SECTION_ALPHA, _pack_alpha(picture.alpha, alpha_quality)))
     for name in _METADATA:
         if data := getattr(picture, name):
             if len(data) > MAX_METADATA_BYTES:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lvqcodec.container import Header
 from lvqcodec.errors import LvqError
+from lvqcodec.options import EncodeOptions
 from lvqcodec.tiling import STRIDE, Tiling, Window, choose
 
 SHARE = 0.5
@@ -57,40 +58,33 @@ def encoding(
 
 
 def encoding_of(
-    width: int,
-    height: int,
-    channels: int,
-    effort: int = 0,
-    *,
-    tile: int | None = None,
-    weighed: bool = False,
+    width: int, height: int, channels: int, options: EncodeOptions, *, weighed: bool = False
 ) -> int:
     """Do as `encoding` by what is known of a picture before it is decoded.
 
-    channels: 1 to 4, alpha included; tile: as of `tiling.choose`.
+    channels: 1 to 4, alpha included; weighed: as of `encoding`, whatever the options need.
     """
     header = _header_of(width, height, channels)
-    tiling = choose(header, tile)
-    return encoding(header, tiling, effort, weighed=weighed, alpha=channels in (2, 4))
+    weighed = weighed or options.weighed
+    cut, effort = choose(header, options.tile), options.chosen_effort
+    return encoding(header, cut, effort, weighed=weighed, alpha=channels in (2, 4))
 
 
 def _header_of(width: int, height: int, channels: int) -> Header:
     return Header(width, height, 1 if channels < 3 else 3, 0, "z", bytes(4))  # of any quality
 
 
-def admission(
-    max_memory: int | None, effort: int = 0, *, tile: int | None = None, weighed: bool = False
-) -> Callable[[int, int, int], None]:
-    """Return what raises LvqError for a picture that takes too much memory to encode.
+def admission(options: EncodeOptions) -> Callable[[int, int, int], None]:
+    """Return what raises LvqError for a picture that takes more memory to encode than it may.
 
-    It takes width, height and channels as `encoding_of`, whose the other arguments are, too.
-    max_memory: as of `check`.
+    It takes width, height and channels as `encoding_of`.
     """
-    remedy = "allow for more (--max-memory)" + (", or give a lower effort" if effort else "")
+    searched = ", or give a lower effort" if options.chosen_effort else ""
 
     def admit(width: int, height: int, channels: int) -> None:
-        need = encoding_of(width, height, channels, effort, tile=tile, weighed=weighed)
-        check(need, max_memory, _header_of(width, height, channels), remedy=remedy)
+        need = encoding_of(width, height, channels, options)
+        header = _header_of(width, height, channels)
+        check(need, options.max_memory, header, remedy=f"allow for more (--max-memory){searched}")
 
     return admit
 

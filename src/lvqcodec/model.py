@@ -3,35 +3,77 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvqcodec.config import CodecConfig
+from lvqcodec.config import QUALITIES, AxisConfig, from_table, pick
 from lvqcodec.entropy import ENTROPY_MODELS
-from lvqcodec.entropy.base import FRACTION, SIGMAS
+from lvqcodec.entropy.base import FRACTION
 from lvqcodec.errors import UsageError
 from lvqcodec.layers import QualityTable
-from lvqcodec.quantizer import RDO_LAMBDA, Quantizer
+from lvqcodec.likelihood import bin_sigma, nearest_bin
+from lvqcodec.quantizer import Quantizer
+from lvqcodec.surrogates import Surrogate, straight_through
 from lvqcodec.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
     from lvqcodec.coding.tables import CodingTables
 
-T = TypeVar("T")
-
 STEP_NODES = 6
 
 
-def _pick(choices: Mapping[str, T], name: str) -> T:
-    """Return what an axis has under a name; raises UsageError."""
-    if name not in choices:
-        raise UsageError(f"unknown {name!r} in [codec]; choose one of {', '.join(choices)}")
-    return choices[name]
+@dataclass(frozen=True)
+class CodecConfig:
+    """One composition: transform x lattice x entropy model, and the range of rate points.
+
+    The Lagrangian of quality q is `lmbda_min * (lmbda_max / lmbda_min) ** (q / 100)` in
+    bpp + lmbda * 255^2 * MSE, with the MSE of samples in [0, 1].
+    """
+
+    transform: AxisConfig = field(
+        default_factory=TRANSFORMS["lapped"].Config, metadata={"choices": TRANSFORMS}
+    )
+    entropy: AxisConfig = field(
+        default_factory=ENTROPY_MODELS["msp"].Config, metadata={"choices": ENTROPY_MODELS}
+    )
+    lattice: str = "e8"
+    lmbda_min: float = 4e-4
+    lmbda_max: float = 0.6
+    qualities: tuple[int, int] = (QUALITIES[0], QUALITIES[-1])
+    """The first and the last quality that the weights are for; encoders refuse others."""
+
+    def __post_init__(self) -> None:
+        low, high = self.qualities
+        if not QUALITIES[0] <= low <= high <= QUALITIES[-1]:
+            raise UsageError(f"qualities = [{low}, {high}] must rise within 0 to 100")
+
+    @property
+    def quality_range(self) -> range:
+        """All qualities that the weights are for."""
+        return range(self.qualities[0], self.qualities[1] + 1)
+
+    def lmbda(self, quality: float) -> float:
+        """Return the Lagrange multiplier of a quality in 0..100."""
+        return float(self.lmbda_min * (self.lmbda_max / self.lmbda_min) ** (quality / 100))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain data; `from_dict` is the inverse."""
+        data = dataclasses.asdict(self)
+        if self.quality_range == QUALITIES:  # as in weights files of before there was a choice
+            del data["qualities"]
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> CodecConfig:
+        """Build from nested plain data; unknown keys and wrong types raise UsageError."""
+        return from_table(cls, data, "codec")
 
 
 class RateOutput(NamedTuple):
@@ -58,9 +100,9 @@ class CodecModel(nn.Module):
     def __init__(self, config: CodecConfig, tables: CodingTables | None = None) -> None:
         super().__init__()
         self.config = config
-        channels = config.transform.latent_channels
-        self.transform = _pick(TRANSFORMS, config.transform.name)(config.transform)
-        self.entropy = _pick(ENTROPY_MODELS, config.entropy.name)(config.entropy, channels)
+        self.transform = pick(TRANSFORMS, config.transform.name)(config.transform)
+        channels = self.transform.channels
+        self.entropy = pick(ENTROPY_MODELS, config.entropy.name)(config.entropy, channels)
         self.log_step = QualityTable(STEP_NODES, channels)
         self.tables = tables
         with torch.no_grad():
@@ -97,36 +139,42 @@ class CodecModel(nn.Module):
         y = torch.unflatten((y_hat * step).transpose(1, 2), 2, grid)
         return self.transform.synthesis(y, quality)
 
-    def rate(self, x: Tensor, quality: Tensor) -> RateOutput:
+    def rate(
+        self, x: Tensor, quality: Tensor, surrogate: Surrogate = straight_through
+    ) -> RateOutput:
         """Quantise pictures (B, 3, H, W), sides multiples of the stride; estimate their bits."""
         y = self.analysis(x, quality)
         grid = self.grid(*x.shape[-2:])
-        estimator = RateEstimator(self.targets(y, grid, quality))
+        estimator = RateEstimator(self.targets(y, grid, quality), surrogate)
         with torch.autocast(x.device.type, enabled=False):
             y_hat = self.entropy.code(estimator, *grid, quality.float())
-        return RateOutput(estimator.bits, y_hat)
+        return RateOutput(estimator.bits, estimator.seen(y_hat))
 
     def targets(self, y: Tensor, grid: tuple[int, int], quality: Tensor) -> dict[str, Tensor]:
         """Return what is to be coded of latents y (B, h * w, C), plane by plane."""
         return {**self.entropy.side(y, grid, quality), "y": y}
 
-    def forward(self, x: Tensor, quality: Tensor) -> ForwardOutput:
+    def forward(
+        self, x: Tensor, quality: Tensor, surrogate: Surrogate = straight_through
+    ) -> ForwardOutput:
         """Code pictures (B, 3, H, W), sides multiples of the stride, without a bitstream."""
-        bits, y_hat = self.rate(x, quality)
+        bits, y_hat = self.rate(x, quality, surrogate)
         return ForwardOutput(self.synthesis(y_hat, self.grid(*x.shape[-2:]), quality), bits, y_hat)
 
 
 class RateEstimator:
     """A coder that writes nothing: rounds `targets`, sums the estimated bits (B,).
 
-    targets: (B, h * w, C) in steps, of every plane.
-
-    The value and the gradient of the scales are those of the rounded residual, as it will be coded;
-    the gradient of means and latents is taken at the residual itself, where it is smooth.
+    targets: (B, h * w, C) in steps, of every plane. `surrogate` says what is counted and what the
+    synthesis is to see; the model's own contexts see rounded latents whatever it says.
     """
 
-    def __init__(self, targets: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, targets: Mapping[str, Tensor], surrogate: Surrogate = straight_through
+    ) -> None:
         self._targets = targets
+        self._surrogate = surrogate
+        self._seen: Tensor | None = None
         y = targets["y"]
         self.bits = y.new_zeros(y.shape[0])
 
@@ -135,13 +183,17 @@ class RateEstimator:
     ) -> Tensor:
         """See `entropy.base.LatentCoder`; the latents pass straight through the rounding."""
         target = self._targets[plane][:, positions, channels]
-        residual = target - mean
-        sigma = bin_sigma(scale)
-        rounded = rdo_round(residual.detach(), sigma.detach())
-        bits = logistic_bits(rounded, sigma)
-        smooth = logistic_bits(residual, sigma.detach())
-        self.bits = self.bits + (bits + smooth - smooth.detach()).sum((1, 2))
-        return target + (mean + rounded - target).detach()
+        found = self._surrogate(target - mean, bin_sigma(scale))
+        self.bits = self.bits + found.bits.sum((1, 2))
+        if found.seen is not None and plane == "y":
+            if self._seen is None:
+                self._seen = torch.zeros_like(self._targets["y"])
+            self._seen[:, positions, channels] = mean + found.seen
+        return target + (mean + found.rounded - target).detach()
+
+    def seen(self, coded: Tensor) -> Tensor:
+        """Return what the synthesis is to see of the latents y (B, h * w, C) that were coded."""
+        return coded if self._seen is None else self._seen
 
 
 Sink = Callable[[Tensor, Tensor, Tensor], None]
@@ -187,43 +239,6 @@ def reconstruct(quantizer: Quantizer, j: Tensor, bins: Tensor, mean: Tensor) -> 
     """Return latents (B, P, c) in steps of coordinates j and bins (B * P * c,) around means."""
     residual = quantizer.reconstruct(j, bins).to(mean.dtype) / FRACTION
     return mean + residual.reshape(mean.shape)
-
-
-def nearest_bin(scale: Tensor) -> Tensor:
-    """Map integer scales in sixteenths of a bin to bins, exactly."""
-    return torch.floor((scale + FRACTION // 2) / FRACTION).to(torch.int64)
-
-
-@torch.no_grad()
-def rdo_round(residual: Tensor, sigma: Tensor) -> Tensor:
-    """Round to the nearest integer or the next one towards zero, whichever costs less.
-
-    The cost is squared error + RDO_LAMBDA * bits, as the codec's quantizer weighs them: networks
-    that learn from latents rounded in this way meet the same statistics when coding.
-    """
-    near = torch.round(residual)
-    less = near - near.sign()
-    gain = logistic_bits(near, sigma) - logistic_bits(less, sigma)
-    loss = (residual - less).square() - (residual - near).square()
-    return torch.where(loss < RDO_LAMBDA * gain, less, near)
-
-
-def bin_sigma(scale: Tensor) -> Tensor:
-    """Map scales in sixteenths of a bin to standard deviations in steps."""
-    span = math.log(SIGMAS[1] / SIGMAS[0]) / FRACTION
-    return float(SIGMAS[0]) * torch.exp(scale * span)
-
-
-def logistic_bits(residual: Tensor, sigma: Tensor) -> Tensor:
-    """Bits of a unit cell around `residual` under a logistic density of standard deviation `sigma`.
-
-    -log2(F(r + 1/2) - F(r - 1/2)) in the closed form softplus + softplus - log(1 - exp(-1/s)),
-    which loses no digits in the tails.
-    """
-    inverse = (math.pi / math.sqrt(3)) / sigma
-    magnitude = residual.abs()
-    tails = F.softplus((magnitude - 0.5) * inverse) + F.softplus(-(magnitude + 0.5) * inverse)
-    return (tails - torch.log(-torch.expm1(-inverse))) * (1 / math.log(2))
 
 
 def theoretical_step(lmbda: float) -> float:

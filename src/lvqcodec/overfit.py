@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvqcodec.model import CodecModel, LatentQuantizer, bin_sigma, logistic_bits
+from lvqcodec.likelihood import bin_sigma, logistic_bits
+from lvqcodec.model import CodecModel, LatentQuantizer
 from lvqcodec.quantizer import Quantizer
 
 LONG, SHORT = (0.5, 0.12), (0.35, 0.25)
@@ -94,16 +95,42 @@ def measured_curvature(cost: Cost, y_hat: Tensor, grid: tuple[int, int]) -> Tens
     return channels * (places / places.mean())[:, None]
 
 
-def moved(target: Tensor, y_hat: Tensor, gradient: Tensor, curve: Tensor, share: float) -> Tensor:
-    """Return a target that has gone `share` of the way to the best one around y_hat.
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What the latents of a grid (h, w) cost in bits: their own, and their distortion's.
 
-    All (1, h * w, C) in steps, gradient in bits per step, but curve (1 or h * w, C).
+    quality: (1,), whole; cost: of the distortion, and curvature (1 or h * w, C) its second
+    derivative by each latent in steps. The model is frozen.
     """
-    best = y_hat - gradient * (1 / curve)
-    return target + share * (best - target).clamp(-_REACH, _REACH)
+
+    model: CodecModel
+    quantizer: Quantizer
+    quality: Tensor
+    grid: tuple[int, int]
+    cost: Cost
+    curvature: Tensor
+
+    def moved(self, target: Tensor, y_hat: Tensor, gradient: Tensor, share: float) -> Tensor:
+        """Return a target that has gone `share` of the way to the best one around y_hat.
+
+        All (1, h * w, C) in steps, gradient in bits per step.
+        """
+        best = y_hat - gradient * (1 / self.curvature)
+        return target + share * (best - target).clamp(-_REACH, _REACH)
+
+    def corrected(self, target: Tensor, y_hat: Tensor, share: float) -> Tensor:
+        """Do as `moved` by the gradient of the distortion alone, which is cheap."""
+        y_hat = y_hat.requires_grad_()
+        (gradient,) = torch.autograd.grad(self.cost(y_hat), y_hat)
+        return self.moved(target, y_hat.detach(), gradient, share)
+
+    def probe(self, target: Tensor) -> _Probe:
+        """Return what codes a target as the file will, and remembers what its bits hang on."""
+        targets = self.model.targets(target, self.grid, self.quality)
+        return _Probe(targets, self.quantizer, 2 / self.curvature)
 
 
-class _Tally:
+class _BitCount:
     """A sink (see `model.Sink`) that adds up bits and remembers which latents are their means.
 
     Apart from the probe that owns it, which would otherwise be in a cycle with its coder, and the
@@ -129,8 +156,8 @@ class _Probe:
     def __init__(
         self, targets: Mapping[str, Tensor], quantizer: Quantizer, rdo_lambda: Tensor
     ) -> None:
-        self.tally = _Tally(quantizer)
-        self._coder = LatentQuantizer(targets, quantizer, self.tally, rdo_lambda)
+        self.count = _BitCount(quantizer)
+        self._coder = LatentQuantizer(targets, quantizer, self.count, rdo_lambda)
         self.shift = torch.zeros_like(targets["y"], requires_grad=True)
         self.smooth_bits = self.shift.new_zeros(())
 
@@ -142,7 +169,7 @@ class _Probe:
         fixed = mean.detach()
         with torch.no_grad():
             y_hat = self._coder(plane, positions, channels, fixed, scale)
-        follows = self.tally.zero.reshape(mean.shape) & (sigma < _FOLLOWS)
+        follows = self.count.zero.reshape(mean.shape) & (sigma < _FOLLOWS)
         # a later latent that is coded stays where it is when its mean moves, at another price
         bits = logistic_bits(y_hat - torch.where(follows, fixed, mean), sigma)
         self.smooth_bits = self.smooth_bits + bits.sum()
@@ -152,28 +179,23 @@ class _Probe:
 
 
 def refine(
-    model: CodecModel,
-    quantizer: Quantizer,
+    objective: Objective,
     target: Tensor,
-    grid: tuple[int, int],
-    quality: Tensor,
-    cost: Cost,
-    curve: Tensor,
     shares: tuple[float, float],
-    progress: Callable[[], float],
+    elapsed: Callable[[], float],
 ) -> Iterator[Round]:
     """Yield one round after the other, the first with `target` (1, h * w, C) itself.
 
-    Coding the target of a round with rdo_lambda = 2 / curve gives what the round found. `progress`
-    tells how much of the search is over, 0 to 1: moves go from the first of `shares` to the second
-    with it. The search itself has no end. The model is frozen, `quality` (1,) whole.
+    Coding the target of a round with rdo_lambda = 2 / curvature gives what the round found.
+    `elapsed` tells how much of the search is over, 0 to 1: moves go from the first of `shares` to
+    the second with it. The search itself has no end.
     """
+    first, last = shares
     while True:
-        probe = _Probe(model.targets(target, grid, quality), quantizer, 2 / curve)
-        y_hat = model.entropy.code(probe, *grid, quality)
-        spent = cost(y_hat)
-        yield Round(target, probe.tally.bits, float(spent.detach()))
+        probe = objective.probe(target)
+        y_hat = objective.model.entropy.code(probe, *objective.grid, objective.quality)
+        spent = objective.cost(y_hat)
+        yield Round(target, probe.count.bits, float(spent.detach()))
         (gradient,) = torch.autograd.grad(spent + probe.smooth_bits, probe.shift)
-        first, last = shares
-        share = first * math.exp(progress() * math.log(last / first))
-        target = moved(target, y_hat.detach(), gradient, curve, share)
+        share = first * math.exp(elapsed() * math.log(last / first))
+        target = objective.moved(target, y_hat.detach(), gradient, share)

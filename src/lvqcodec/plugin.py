@@ -26,9 +26,10 @@ from lvqcodec.container import (
     SECTION_ALPHA,
     read_beside,
     read_header,
-    unpack,
 )
 from lvqcodec.errors import FormatError, LvqError, UsageError
+from lvqcodec.lvqfile import open_lvq
+from lvqcodec.options import OPTIONS
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -38,19 +39,7 @@ MIME_TYPE = "image/x-lvq"
 
 _MODES = {(1, False): "L", (1, True): "LA", (3, False): "RGB", (3, True): "RGBA"}
 """By the number of channels and whether there is alpha."""
-_OPTIONS = (
-    "model",
-    "quality",
-    "target_bytes",
-    "target_bpp",
-    "target_psnr",
-    "alpha_quality",
-    "lattice",
-    "tune",
-    "effort",
-    "max_seconds",
-    "device",
-)
+_KEYWORDS = (*OPTIONS, "model", "device")  # of `codec.encode`
 
 
 class LvqImageFile(ImageFile.ImageFile):
@@ -99,7 +88,7 @@ class LvqImageFile(ImageFile.ImageFile):
             raise RuntimeError("verify must be called directly after open")
         self.fp.seek(self.tile[0].offset)
         try:
-            unpack(self.fp.read())
+            open_lvq(self.fp.read())
         except FormatError as error:
             raise OSError(str(error)) from error
         finally:
@@ -135,7 +124,7 @@ def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
 
     try:
         picture = from_pillow(image, {"icc_profile": image.info.get("icc_profile")} | given)
-        data = codec.encode(picture, **{name: given[name] for name in _OPTIONS if name in given})
+        data = codec.encode(picture, **{name: given[name] for name in _KEYWORDS if name in given})
     except UsageError as error:
         raise ValueError(str(error)) from error
     except LvqError as error:

@@ -13,18 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lvqcodec.effort import PLAIN, Candidate, Plan, Report, encode_plan, search
+from lvqcodec.container import section_bytes
+from lvqcodec.effort import PLAIN, Candidate, Plan, encode_plan, search
 from lvqcodec.errors import UsageError
-from lvqcodec.stream import LoadedModel, prepare
+from lvqcodec.options import EncodeOptions
+from lvqcodec.original import Original
+from lvqcodec.progress import OnProgress
 
 FINER = 0.75
-LOWEST, HIGHEST = -4.0, 102.0
-"""Beyond the qualities 0..100 the quantizer alone goes on, four steps down and two up."""
+BELOW, ABOVE = 4, 2
+"""Steps beyond the qualities of the model, by the quantizer alone."""
 
-_FIRST = 50.0
 _PER_STEP = {"size": 0.045, "psnr": 0.2}  # of ln bytes and of dB: a guess that brackets correct
 _MAX_ENCODES = 14
 _LAST_ENCODES = 4  # that fit refined latents to the goal
@@ -32,15 +31,40 @@ _LAST_ENCODES = 4  # that fit refined latents to the goal
 
 @dataclass(frozen=True)
 class Goal:
-    """`size`: at most `limit` bytes, as near as may be; `psnr`: at least `limit` dB, likewise."""
+    """`size`: at most `limit` bytes, as near as may be; `psnr`: at least `limit` dB, likewise.
+
+    beside: how many of the bytes alpha and metadata take.
+    """
 
     kind: str
     limit: float
+    beside: int = 0
+
+    @classmethod
+    def of(cls, options: EncodeOptions, original: Original) -> Goal | None:
+        """Return the goal that is wanted, if one is; UsageError where no bytes are left for it."""
+        if options.target_psnr is not None:
+            return cls("psnr", options.target_psnr)
+        if not options.has_goal:
+            return None
+        limit = options.target_bytes
+        if options.target_bpp is not None:
+            pixels = original.header.width * original.header.height
+            limit = max(int(options.target_bpp * pixels / 8), 1)
+        assert limit is not None
+        beside = sum(map(section_bytes, original.extras))
+        if beside >= limit:
+            raise UsageError(
+                f"alpha and metadata alone take {beside} of {limit:.0f} bytes; allow for more, "
+                "drop metadata with --strip or lower --alpha-quality"
+            )
+        return cls("size", limit, beside)
 
     def above(self, found: Candidate) -> float:
         """How far above the limit a file is, in steps of quality."""
         if self.kind == "size":
-            return math.log(len(found.data) / self.limit) / _PER_STEP["size"]
+            size, most = len(found.data) - self.beside, self.limit - self.beside
+            return math.log(size / most) / _PER_STEP["size"]
         return min(found.psnr - self.limit, 99.0) / _PER_STEP["psnr"]
 
     @property
@@ -59,6 +83,21 @@ class Goal:
             return max(fitting, key=lambda c: len(c.data), default=None)
         return min(fitting, key=lambda c: len(c.data), default=None)
 
+    def out_of_reach(self, tried: list[Candidate]) -> UsageError:
+        """What to say where no file keeps the limit."""
+        if self.kind == "psnr":
+            most = max(candidate.psnr for candidate in tried)
+            return UsageError(
+                f"a PSNR of {self.limit:g} dB is out of reach: the most is {most:.2f} dB;"
+                " ask for less"
+            )
+        least = min(len(candidate.data) for candidate in tried) - self.beside
+        beside = f"beside {self.beside} bytes of alpha and metadata " if self.beside else ""
+        return UsageError(
+            f"{beside}this picture does not fit into {self.limit - self.beside:.0f} bytes: its"
+            f" smallest file has {least}; allow for more, or make the picture smaller"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Found:
@@ -70,40 +109,40 @@ class Found:
 
 def reach(
     goal: Goal,
-    image: NDArray[np.uint8],
-    loaded: LoadedModel,
-    *,
-    lattice: str | None = None,
-    tune: str = "psnr",
-    tile: int | None = None,
+    original: Original,
     effort: int = 0,
+    *,
     deadline: float = math.inf,
-    report: Report | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Found:
-    """Encode a picture to a goal. Arguments and errors as of `codec.encode`.
+    """Encode a picture to a goal, before `deadline` (time.monotonic) if that can be.
 
     With an effort the quality is found first, then the latents are refined, then the quantizer is
     set anew, because refined files are of another size. Raises UsageError for a goal out of reach.
     """
-    at = lru_cache(maxsize=2)(
-        lambda quality: prepare(image, loaded, quality, lattice, tune=tune, tile=tile)
-    )
+    at = lru_cache(maxsize=2)(original.at)
+
+    def quality_of(setting: float) -> int:
+        return min(max(math.floor(setting), low), high)
 
     def encode(setting: float) -> Candidate:
-        return encode_plan(at(_quality(setting)), _eased(PLAIN, setting, _quality(setting)))
+        quality = quality_of(setting)
+        return encode_plan(at(quality), _eased(PLAIN, setting, quality))
 
     start = time.monotonic()
-    settings, tried = _close_in(goal, encode, _FIRST, (LOWEST, HIGHEST), deadline, must_fit=True)
+    low, high = original.loaded.model.config.qualities
+    first, ends = float(original.header.quality), (low - BELOW, high + ABOVE)
+    settings, tried = _close_in(goal, encode, first, ends, deadline, must_fit=True)
     best = goal.best(tried)
     if best is None:
-        raise UsageError(_out_of_reach(goal, tried))
+        raise goal.out_of_reach(tried)
     now = time.monotonic()
     last_call = deadline - _LAST_ENCODES * (now - start) / len(tried)
     if effort == 0 or now >= last_call:
         return Found(best, len(tried))
     setting = settings[tried.index(best)]
-    base = at(_quality(setting))
-    refined = search(base, effort, deadline=last_call, report=report).plan
+    base = at(quality_of(setting))
+    refined = search(base, effort, deadline=last_call, on_progress=on_progress).plan
     if refined.rdo_lambda is None:
         return Found(best, len(tried) + 2)
 
@@ -116,10 +155,6 @@ def reach(
     if better is not None and better.loss < best.loss:
         best = better
     return Found(best, len(tried) + 2 + len(more))
-
-
-def _quality(setting: float) -> int:
-    return min(max(math.floor(setting), 0), 100)
 
 
 def _eased(plan: Plan, setting: float, quality: int) -> Plan:
@@ -173,14 +208,3 @@ def _close_in(
         spare = 0.02 * (high - low)
         setting = min(max(guess, min(low + spare, high - spare)), max(low + spare, high - spare))
     return settings, tried
-
-
-def _out_of_reach(goal: Goal, tried: list[Candidate]) -> str:
-    if goal.kind == "size":
-        least = min(len(candidate.data) for candidate in tried)
-        return (
-            f"this picture does not fit into {goal.limit:.0f} bytes: its smallest file has {least};"
-            " allow for more, or make the picture smaller"
-        )
-    most = max(candidate.psnr for candidate in tried)
-    return f"a PSNR of {goal.limit:g} dB is out of reach: the most is {most:.2f} dB; ask for less"

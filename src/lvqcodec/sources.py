@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvqcodec import files
-from lvqcodec.container import check_size
+from lvqcodec.container import MAX_PIXELS, MAX_SIDE, check_size
 from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
 from lvqcodec.picture import Picture
 
@@ -36,16 +36,13 @@ _CHANNELS = (1, 2, 3, 4)
 def to_picture(source: Any, admit: Callable[[int, int, int], None] | None = None) -> Picture:
     """Return the picture that is meant; `codec.encode` says what is taken, and how.
 
-    admit: as in `imageio.load_picture`, for what is still to be decoded. What a file holds and is
-    left out is a warning. Raises UsageError for what is no picture, UnsupportedImage for one of a
-    kind that is not coded, and what `imageio.load_picture` does.
+    admit: called with width, height and number of channels (alpha included), of what is still to
+    be decoded before it is. What a file holds and is left out is a warning. Raises UsageError for
+    what is no picture, UnsupportedImage for one of a kind that is not coded, and what
+    `imageio.load_picture` and `admit` do.
     """
-    if isinstance(source, Picture | np.ndarray):
-        return Picture.of(source)
     if _is_a(source, "PIL.Image", "Image"):
         return from_pillow(source, source.info, admit)
-    if _is_a(source, "torch", "Tensor"):
-        return _from_tensor(source)
     if isinstance(source, str | os.PathLike) or callable(getattr(source, "read", None)):
         from lvqcodec import imageio
 
@@ -53,10 +50,42 @@ def to_picture(source: Any, admit: Callable[[int, int, int], None] | None = None
         for remark in picture.remarks:
             warnings.warn(remark, stacklevel=2)
         return picture
+    picture = _of_samples(source)
+    _check_samples(picture.pixels)
+    if admit is not None:
+        height, width = picture.pixels.shape[:2]
+        grey = picture.pixels.ndim == 2
+        admit(width, height, (1 if grey else 3) + (picture.alpha is not None))
+    return picture
+
+
+def _of_samples(source: Any) -> Picture:
+    """Return the picture of samples that are decoded already."""
+    if isinstance(source, Picture | np.ndarray):
+        return Picture.of(source)
+    if _is_a(source, "torch", "Tensor"):
+        return _from_tensor(source)
     raise UsageError(
         f"a {type(source).__name__} is no picture: give a numpy array, a Picture, an image of"
         " Pillow, a tensor of torch, a path or a binary file"
     )
+
+
+def _check_samples(image: Any) -> None:
+    """Raise UnsupportedImage for samples that are not coded."""
+    if not isinstance(image, np.ndarray):
+        raise UnsupportedImage(f"a {type(image).__name__} is no picture; give a numpy array")
+    grey = image.ndim == 2
+    if image.dtype != np.uint8 or not (grey or (image.ndim == 3 and image.shape[2] == 3)):
+        raise UnsupportedImage(
+            f"an array of {image.dtype} {image.shape} is no picture; give uint8 (H, W, 3) or (H, W)"
+        )
+    height, width = image.shape[:2]
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):
+        raise UnsupportedImage(
+            f"a picture of {width}x{height} is not supported; sides of 1..{MAX_SIDE} and at most"
+            f" {MAX_PIXELS} pixels are"
+        )
 
 
 def from_pillow(

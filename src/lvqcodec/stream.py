@@ -1,38 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture as one stream: where transform, entropy model, coder and container meet.
+"""A loaded model, and the latents of a tile to bytes and back with it.
 
-to bytes, tile by tile: analysis of the pixels around -> write = entropy.code(quantise and write)
-back, tile by tile: read = entropy.code(read) -> CRC check; `synthesis` puts the tiles together
-Both directions walk the same `entropy.code`, so they cannot drift apart. A small picture is one
-tile. What latents to write is for `effort` to find, which quality for `ratecontrol`.
+to bytes: write = entropy.code(quantise and write)
+back: read = entropy.code(read) -> CRC check
+Both directions walk the same `entropy.code`, so they cannot drift apart. `original` says what there
+is to write, `effort` finds what is best to, and `synthesis` makes pixels of what was read.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec import tiling
 from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_model, read_files
-from lvqcodec.coding.rangecoder import PartialDecoder, SymbolDecoder, SymbolEncoder
-from lvqcodec.config import QUALITIES
-from lvqcodec.container import MAX_PIXELS, MAX_SIDE, Header, pack
-from lvqcodec.distortion import TUNES, weight
+from lvqcodec.coding.rangecoder import (
+    PartialDecoder,
+    SymbolDecoder,
+    SymbolEncoder,
+    most_bits,
+    require,
+)
+from lvqcodec.container import Header
 from lvqcodec.entropy.base import LATENT_UNITS
-from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
+from lvqcodec.errors import FormatError, StreamError, UsageError
 from lvqcodec.guard import own_torch
-from lvqcodec.metrics import MS_SSIM_MIN_SIDE
-from lvqcodec.model import CodecModel, LatentQuantizer, Sink, nearest_bin, reconstruct
+from lvqcodec.likelihood import nearest_bin
+from lvqcodec.model import CodecModel, LatentQuantizer, Sink, reconstruct
 from lvqcodec.quantizer import Quantizer
-from lvqcodec.tiling import STRIDE, Tiling, Window
 from lvqcodec.weights import unpack_weights
 
 MODEL_ID_BYTES = 4
@@ -80,66 +79,9 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-# --- to bytes -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Original:
-    """A picture at a quality, uint8 (H, W, 3) or (H, W), ready to be coded tile by tile.
-
-    tune: one of `distortion.TUNES`, what the file is to be good for.
-    """
-
-    image: NDArray[np.uint8]
-    header: Header
-    loaded: LoadedModel
-    quantizer: Quantizer
-    tiling: Tiling
-    tune: str = "psnr"
-
-    def sources(self) -> Iterator[Source]:
-        """The tiles in raster order, each analysed when it is its turn; a single one is kept."""
-        if len(self.tiling) == 1:
-            yield self._only
-        else:
-            yield from (_analyse(self, index) for index in range(len(self.tiling)))
-
-    @cached_property
-    def _only(self) -> Source:
-        return _analyse(self, 0)
-
-    @property
-    def quality(self) -> Tensor:
-        """The quality (1,)."""
-        return quality_of(self.header, self.loaded)
-
-    @property
-    def weight(self) -> float:
-        """What the distortion of the tune costs in bits a pixel, at this quality."""
-        return weight(self.tune, self.loaded.model.config.lmbda(self.header.quality))
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A tile of a picture, ready to be written as often as one likes.
-
-    core: its positions; around: these and the margin that the analysis looks at. x: the pixels of
-    `around` (1, 3, 8h, 8w) in [0, 1], padded; surroundings: the latents of `around`; target: those
-    of the tile, (1, h * w, C) in steps.
-    """
-
-    original: Original
-    index: int
-    core: Window
-    around: Window
-    x: Tensor
-    surroundings: Tensor
-    target: Tensor
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width of the tile in positions."""
-        return self.core.grid
+def quality_of(header: Header, loaded: LoadedModel) -> Tensor:
+    """The quality (1,) of a file, for the networks."""
+    return torch.full((1,), float(header.quality), dtype=torch.float32, device=loaded.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,200 +92,106 @@ class Tile:
     y_hat: Tensor
 
 
-def check(image: NDArray[np.uint8], quality: int, tune: str = "psnr") -> None:
-    """Raise UnsupportedImage or UsageError for what cannot be encoded."""
-    if quality not in QUALITIES:
-        raise UsageError(f"quality {quality!r} is not a whole number in 0..100")
-    if not isinstance(image, np.ndarray):
-        raise UnsupportedImage(f"a {type(image).__name__} is no picture; give a numpy array")
-    grey = image.ndim == 2
-    if image.dtype != np.uint8 or not (grey or (image.ndim == 3 and image.shape[2] == 3)):
-        raise UnsupportedImage(
-            f"an array of {image.dtype} {image.shape} is no picture; give uint8 (H, W, 3) or (H, W)"
-        )
-    height, width = image.shape[:2]
-    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):
-        raise UnsupportedImage(
-            f"a picture of {width}x{height} is not supported; sides of 1..{MAX_SIDE} and at most"
-            f" {MAX_PIXELS} pixels are"
-        )
-    if tune not in TUNES:
-        raise UsageError(f"tune {tune!r} is unknown; choose from {', '.join(TUNES)}")
+class TileCoder:
+    """Turns the latents of tiles into bytes and back, as the header of their file says.
 
-
-def prepare(
-    image: NDArray[np.uint8],
-    loaded: LoadedModel,
-    quality: int,
-    lattice: str | None = None,
-    tune: str = "psnr",
-    tile: int | None = None,
-) -> Original:
-    """Make a picture ready to be coded; see `codec.encode` for arguments and errors."""
-    check(image, quality, tune)
-    quantizer = Quantizer(lattice or loaded.model.config.lattice, loaded.tables)
-    height, width = image.shape[:2]
-    header = Header(
-        width=width,
-        height=height,
-        channels=1 if image.ndim == 2 else 3,
-        quality=int(quality),
-        lattice=quantizer.lattice.name,
-        model=loaded.digest,
-    )
-    tiles = tiling.choose(header, tile)
-    narrowest = STRIDE * min(s.stop - s.start for s in [*tiles.rows, *tiles.columns])
-    if tune == "ms-ssim" and min(height, width, narrowest) < MS_SSIM_MIN_SIDE:
-        raise UsageError(
-            f"MS-SSIM takes pictures and tiles of at least {MS_SSIM_MIN_SIDE} x {MS_SSIM_MIN_SIDE}"
-            f" pixels, not {width} x {height}: tune for psnr"
-        )
-    return Original(image, header, loaded, quantizer, tiles, tune)
-
-
-@torch.inference_mode()
-def _analyse(original: Original, index: int) -> Source:
-    """Compute the latents of a tile; the pixels around it make them those of the whole picture."""
-    header, model = original.header, original.loaded.model
-    core = original.tiling[index]
-    around = core.grown(model.transform.analysis_reach, original.tiling.size)
-    pixels = around.pixels(header.height, header.width)
-    # a copy, because numpy arrays may be read-only or of negative strides
-    x = torch.from_numpy(np.array(original.image[pixels])).to(original.loaded.device)
-    x = x[None].expand(3, -1, -1) if header.channels == 1 else x.permute(2, 0, 1)
-    x = model.pad(x[None].float() / 255).contiguous(memory_format=torch.channels_last)
-    surroundings = model.analysis(x, original.quality)
-    target = cut(surroundings, around.grid, core.seen_from(around))
-    return Source(original, index, core, around, x, surroundings, target)
-
-
-def cut(y: Tensor, grid: tuple[int, int], window: Window) -> Tensor:
-    """Return a window's part of latents (1, h * w, C) of a grid."""
-    whole = torch.unflatten(y, 1, grid)
-    return whole[:, window.rows, window.columns].flatten(1, 2)
-
-
-@torch.inference_mode()
-def write(source: Source, target: Tensor | None = None, rdo_lambda: Tensor | None = None) -> Tile:
-    """Quantise the target, by default the source's own, and write it.
-
-    rdo_lambda: for each channel, (1 or h * w, C), by default the quantizer's for all.
+    Latents are (1, h * w, C), in steps; `grid` is (h, w).
     """
-    encoder = SymbolEncoder()
 
-    def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
-        source.original.quantizer.write(j.cpu().numpy(), bins.cpu().numpy(), encoder)
+    def __init__(self, header: Header, loaded: LoadedModel) -> None:
+        self.model = loaded.model
+        self.quality = quality_of(header, loaded)
+        self.quantizer = Quantizer(header.lattice, loaded.tables)
+        self._least_bits = loaded.tables.least_bits
 
-    y_hat = _quantise(source, sink, target, rdo_lambda)
-    return Tile(_CRC.pack(_crc(y_hat)) + encoder.finish(), y_hat)
+    @torch.inference_mode()
+    def write(
+        self, target: Tensor, grid: tuple[int, int], rdo_lambda: Tensor | None = None
+    ) -> Tile:
+        """Quantise a target and write it.
 
+        rdo_lambda: for each latent, (1 or h * w, C), by default the quantizer's for all.
+        """
+        encoder = SymbolEncoder()
 
-def assemble(original: Original, payloads: Sequence[bytes]) -> bytes:
-    """Return the file of tiles in raster order."""
-    return pack(original.header, [tiling.to_section(original.tiling, payloads)])
+        def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
+            self.quantizer.write(j.cpu().numpy(), bins.cpu().numpy(), encoder)
 
+        y_hat = self._quantise(target, grid, sink, rdo_lambda)
+        return Tile(_CRC.pack(_crc(y_hat)) + encoder.finish(), y_hat)
 
-@torch.inference_mode()
-def estimate_bits(original: Original) -> float:
-    """Return the model's own estimate of the bits that `write` takes, headers left out."""
-    bits = 0.0
+    @torch.inference_mode()
+    def estimate_bits(self, target: Tensor, grid: tuple[int, int]) -> float:
+        """Return the model's own estimate of the bits that `write` takes, the CRC left out."""
+        total = 0.0
 
-    def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
-        nonlocal bits
-        bits += original.quantizer.bits(j, bins)
+        def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
+            nonlocal total
+            total += self.quantizer.bits(j, bins)
 
-    for source in original.sources():
-        _quantise(source, sink)
-    return bits
+        self._quantise(target, grid, sink)
+        return total
 
-
-def _quantise(
-    source: Source, sink: Sink, target: Tensor | None = None, rdo_lambda: Tensor | None = None
-) -> Tensor:
-    target = source.target if target is None else target
-    original = source.original
-    model, quality = original.loaded.model, original.quality
-    targets = model.targets(target, source.grid, quality)
-    coder = LatentQuantizer(targets, original.quantizer, sink, rdo_lambda)
-    return model.entropy.code(coder, *source.grid, quality)
-
-
-# --- and back -----------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def read(
-    header: Header,
-    payload: bytes | memoryview,
-    loaded: LoadedModel,
-    grid: tuple[int, int] | None = None,
-) -> Tensor:
-    """Read latents (1, h * w, C), in steps, and check their CRC.
-
-    Those of a tile of `grid` positions, by default of the whole picture.
-    Raises FormatError for a payload that is too short, StreamError if the integers are wrong.
-    """
-    grid = grid or loaded.model.grid(header.height, header.width)
-    y_hat = _latents(header, open_tile(payload, loaded, grid), loaded, grid)
-    if _crc(y_hat) != _CRC.unpack_from(payload)[0]:
-        raise StreamError(
-            "the decoded integers do not match their checksum: the file is damaged or was written"
-            " with other weights"
-        )
-    return y_hat
-
-
-@torch.inference_mode()
-def read_partial(
-    header: Header, payload: bytes | memoryview, loaded: LoadedModel, grid: tuple[int, int]
-) -> tuple[Tensor, float]:
-    """Do as `read` with the beginning of a payload: latents that are not there are their means.
-
-    Returns the share of the latents that was there as well. Those are the very ones of the whole
-    payload if this is the beginning of one; there is no CRC that could tell. Raises StreamError
-    for words that no encoder writes.
-    """
-    most = _MOST_BYTES * grid[0] * grid[1] * loaded.model.config.transform.latent_channels
-    decoder = PartialDecoder(bytes(payload[_CRC.size :][:most]))
-    y_hat = _latents(header, decoder, loaded, grid)
-    return y_hat, decoder.received / y_hat.numel()
-
-
-def _latents(
-    header: Header, decoder: SymbolDecoder, loaded: LoadedModel, grid: tuple[int, int]
-) -> Tensor:
-    quantizer = Quantizer(header.lattice, loaded.tables)
-
-    def coder(
-        plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
+    def _quantise(
+        self,
+        target: Tensor,
+        grid: tuple[int, int],
+        sink: Sink,
+        rdo_lambda: Tensor | None = None,
     ) -> Tensor:
-        bins = nearest_bin(scale).flatten()
-        j = torch.from_numpy(quantizer.read(bins.cpu().numpy(), decoder)).to(bins.device)
-        return reconstruct(quantizer, j, bins, mean)
+        targets = self.model.targets(target, grid, self.quality)
+        coder = LatentQuantizer(targets, self.quantizer, sink, rdo_lambda)
+        return self.model.entropy.code(coder, *grid, self.quality)
 
-    return loaded.model.entropy.code(coder, *grid, quality_of(header, loaded))
+    @torch.inference_mode()
+    def read(self, payload: bytes | memoryview, grid: tuple[int, int]) -> Tensor:
+        """Read the latents of a tile and check their CRC.
 
+        Raises FormatError for a payload that is too short, StreamError if the integers are wrong.
+        """
+        self.check_length(payload, grid)
+        y_hat = self._latents(SymbolDecoder(bytes(payload[_CRC.size :])), grid)
+        if _crc(y_hat) != _CRC.unpack_from(payload)[0]:
+            raise StreamError(
+                "the decoded integers do not match their checksum: the file is damaged or was"
+                " written with other weights"
+            )
+        return y_hat
 
-def open_tile(
-    payload: bytes | memoryview, loaded: LoadedModel, grid: tuple[int, int]
-) -> SymbolDecoder:
-    """Return a decoder of the symbols of a tile; raises FormatError for one that is too short.
+    @torch.inference_mode()
+    def read_partial(self, payload: bytes | memoryview, grid: tuple[int, int]) -> Tensor:
+        """Do as `read` with the beginning of a payload: latents that are not there are their means.
 
-    Nothing of the tile's size is allocated before: a few bytes can claim any size.
-    """
-    if len(payload) < _CRC.size:
-        raise FormatError(
-            f"latents section of {len(payload)} bytes is too short; get the file again"
-        )
-    decoder = SymbolDecoder(bytes(payload[_CRC.size :]))
-    latents = grid[0] * grid[1] * loaded.model.config.transform.latent_channels
-    decoder.require(latents * loaded.tables.least_bits)
-    return decoder
+        The others are the very ones of the whole payload if this is the beginning of one; there is
+        no CRC that could tell. Raises StreamError for words that no encoder writes.
+        """
+        most = _MOST_BYTES * self._count(grid)
+        return self._latents(PartialDecoder(bytes(payload[_CRC.size :][:most])), grid)
 
+    def check_length(self, payload: bytes | memoryview, grid: tuple[int, int]) -> None:
+        """Raise FormatError for a payload that is too short for its tile, whatever is in it.
 
-def quality_of(header: Header, loaded: LoadedModel) -> Tensor:
-    """The quality (1,) of a file, for the networks."""
-    return torch.full((1,), float(header.quality), dtype=torch.float32, device=loaded.device)
+        Nothing is read or allocated for that: a few bytes can claim any size.
+        """
+        if len(payload) < _CRC.size:
+            raise FormatError(
+                f"latents section of {len(payload)} bytes is too short; get the file again"
+            )
+        require(self._count(grid) * self._least_bits, most_bits(len(payload) - _CRC.size))
+
+    def _latents(self, decoder: SymbolDecoder, grid: tuple[int, int]) -> Tensor:
+        def coder(
+            plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
+        ) -> Tensor:
+            bins = nearest_bin(scale).flatten()
+            j = torch.from_numpy(self.quantizer.read(bins.cpu().numpy(), decoder)).to(bins.device)
+            return reconstruct(self.quantizer, j, bins, mean)
+
+        return self.model.entropy.code(coder, *grid, self.quality)
+
+    def _count(self, grid: tuple[int, int]) -> int:
+        """Number of latents of a tile."""
+        return grid[0] * grid[1] * self.model.transform.channels
 
 
 def _crc(y_hat: Tensor) -> int:

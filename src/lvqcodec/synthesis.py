@@ -8,7 +8,7 @@ latents only a row of tiles or windows and the overlap with the one before are h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvqcodec.container import Header
-from lvqcodec.stream import LoadedModel, quality_of, read, read_partial
+from lvqcodec.lvqfile import LvqFile
+from lvqcodec.progress import OnProgress, Progress
+from lvqcodec.stream import TileCoder
 from lvqcodec.tiling import Tiling, Window, covering, pieces
 
 Put = Callable[[Window, NDArray[np.uint8]], None]
@@ -32,15 +34,15 @@ class Synthesis:
     def __init__(
         self,
         header: Header,
-        loaded: LoadedModel,
+        coder: TileCoder,
         tiling: Tiling,
         put: Put,
         region: Window | None = None,
     ) -> None:
-        self._header, self._loaded, self._tiling, self._put = header, loaded, tiling, put
+        self._header, self._coder, self._tiling, self._put = header, coder, tiling, put
         self._region = region or tiling.everything.pixels(header.height, header.width)
         self._shown = covering(self._region)
-        self._reach = loaded.model.transform.synthesis_reach
+        self._reach = coder.model.transform.synthesis_reach
         seen = self._shown.grown(self._reach, tiling.size)
         rows, columns = (
             [i for i, part in enumerate(parts) if part.start < s.stop and s.start < part.stop]
@@ -88,10 +90,10 @@ class Synthesis:
         return self._band[:, place.rows, place.columns]
 
     def _show(self, window: Window) -> None:
-        model, header = self._loaded.model, self._header
+        header, coder = self._header, self._coder
         around = window.grown(self._reach, self._tiling.size)
         y_hat = self._held(around).flatten(1, 2)
-        x_hat = model.synthesis(y_hat, around.grid, quality_of(header, self._loaded))
+        x_hat = coder.model.synthesis(y_hat, around.grid, coder.quality)
         pixels = window.pixels(header.height, header.width).common(self._region)
         here = pixels.seen_from(around.pixels(header.height, header.width))
         x_hat = x_hat[0, :, here.rows, here.columns]
@@ -102,30 +104,26 @@ class Synthesis:
 
 
 def decode_tiles(
-    header: Header,
-    loaded: LoadedModel,
-    tiling: Tiling,
-    tiles: Sequence[memoryview],
+    file: LvqFile,
+    coder: TileCoder,
     region: Window,
-    report: Callable[[float], None] | None = None,
-    whole: int | None = None,
+    on_progress: OnProgress | None = None,
 ) -> NDArray[np.uint8]:
     """Return rows and columns of pixels, uint8 (H, W, 3) or (H, W), reading what they depend on.
 
-    `report` is told the share that is done. whole: how many of the tiles are, by default all; of
-    the others only the beginning is there, and their checksum is not looked at. Raises FormatError
-    (StreamError) for tiles that are damaged.
+    Of tiles that are not there whole no checksum is looked at. Raises FormatError (StreamError) for
+    tiles that are damaged.
     """
-    image = np.empty((*region.grid, 3) if header.channels == 3 else region.grid, np.uint8)
+    colour = file.header.channels == 3
+    image = np.empty((*region.grid, 3) if colour else region.grid, np.uint8)
 
     def put(pixels: Window, decoded: NDArray[np.uint8]) -> None:
         image[pixels.seen_from(region)] = decoded
 
-    synthesis = Synthesis(header, loaded, tiling, put, region)
+    synthesis = Synthesis(file.header, coder, file.tiling, put, region)
     for count, index in enumerate(synthesis.tiles, 1):
-        tile = header, tiles[index], loaded, tiling[index].grid
-        cut = whole is not None and index >= whole
-        synthesis.add(index, read_partial(*tile)[0] if cut else read(*tile))
-        if report is not None:
-            report(count / len(synthesis.tiles))
+        read = coder.read if index < file.whole else coder.read_partial
+        synthesis.add(index, read(file.tiles[index], file.tiling[index].grid))
+        if on_progress is not None:
+            on_progress(Progress(count / len(synthesis.tiles)))
     return image

@@ -39,6 +39,9 @@ WHOLE_PIXELS = 2**21
 """Pictures of no more pixels are coded whole, unless asked for otherwise."""
 
 _EXPONENTS = range(2, 13)  # of the side of a tile in positions
+SIDES = [STRIDE << exponent for exponent in _EXPONENTS]
+"""The sides in pixels that tiles may have."""
+
 _MIN_TILE = 4  # bytes: the CRC of its integers
 
 
@@ -167,18 +170,22 @@ def choose(header: Header, tile: int | None = None) -> Tiling:
 
     Raises UsageError for a side that the format does not have.
     """
-    sides = [STRIDE << exponent for exponent in _EXPONENTS]
     if tile is None:
         if header.width * header.height <= WHOLE_PIXELS:
             return untiled(header)
         tile = TILE
-    if tile not in sides:
-        raise UsageError(
-            f"tiles of {tile} pixels do not exist: give a power of two from {sides[0]}"
-            f" to {sides[-1]}"
-        )
-    tiling = Tiling(_grid(header), tile // STRIDE)
+    tiling = Tiling(_grid(header), check_side(tile) // STRIDE)
     return tiling if len(tiling) > 1 else untiled(header)
+
+
+def check_side(tile: int) -> int:
+    """Return a side of tiles in pixels; raises UsageError for one that the format does not have."""
+    if tile not in SIDES:
+        raise UsageError(
+            f"tiles of {tile} pixels do not exist: give a power of two from {SIDES[0]}"
+            f" to {SIDES[-1]}"
+        )
+    return int(tile)
 
 
 def region(header: Header, wanted: tuple[int, int, int, int] | None) -> Window:

@@ -12,7 +12,6 @@ may share a transform, two: one with transform.* alone and no configuration, one
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import torch
@@ -22,21 +21,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lvqcodec.coding.tables import CodingTables
-from lvqcodec.config import CodecConfig
 from lvqcodec.errors import LvqError, ModelMismatch
 from lvqcodec.layers import channels_last
-from lvqcodec.model import CodecModel
+from lvqcodec.model import CodecConfig, CodecModel
 
 WEIGHTS_VERSION = "1"
-_MAX_SIZE = 1024
-_MAX_SIZES = {
-    "scales": 16,
-    "block": 8,
-    "depth": 16,
-    "the length of seeds": 32,
-    "the length of analysis": 8,
-    "the length of synthesis": 8,
-}
 _MAX_LAYERS = 2000  # those of the shipped models are up to 450
 _MAX_HEADER = 2**22  # bytes
 _AXES = ("transform", "log_step", "entropy", "tables")
@@ -113,7 +102,6 @@ def unpack_weights(*parts: bytes) -> CodecModel:
     try:
         tables = CodingTables.from_arrays({k: v.numpy() for k, v in axes["tables"].items()})
         choices = CodecConfig.from_dict(json.loads(config))
-        _check_sizes("codec", choices.to_dict())
         _check_layers(choices)
         with torch.device("meta"):  # shapes alone: every tensor is to be one of the file's
             model = CodecModel(choices, tables)
@@ -129,32 +117,12 @@ def unpack_weights(*parts: bytes) -> CodecModel:
     return channels_last(model)
 
 
-def _check_sizes(name: str, value: Any) -> None:
-    """Hold the whole numbers of a configuration to what any model may need; raises ModelMismatch.
-
-    They say what is built before there is a tensor to compare with.
-    """
-    largest = _MAX_SIZES.get(name, _MAX_SIZE)
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _check_sizes(key, inner)
-    elif isinstance(value, tuple):
-        _check_sizes(f"the length of {name}", len(value))
-        for inner in value:
-            _check_sizes(name, inner)
-    elif isinstance(value, int) and not 0 <= value <= largest:
-        raise ModelMismatch(f"{name} = {value} in the weights is beyond 0..{largest}")
-
-
 def _check_layers(config: CodecConfig) -> None:
     """Hold the number of layers, about, to what any model may need; raises ModelMismatch.
 
     Building one takes time, though it allocates nothing.
     """
-    levels, entropy = config.transform.analysis + config.transform.synthesis, config.entropy
-    networks = 2 * math.prod(entropy.block)
-    layers = 2 * sum(blocks for _, _, blocks in levels)
-    layers += networks * (2 * entropy.depth + 4 * len(entropy.seeds) + 8)
+    layers = config.transform.layers + config.entropy.layers
     if layers > _MAX_LAYERS:
         raise ModelMismatch(f"{layers} layers in the weights are more than {_MAX_LAYERS}")
 

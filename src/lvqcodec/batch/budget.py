@@ -66,8 +66,9 @@ class Allocation:
 class _Pictures:
     """What has been measured so far."""
 
-    def __init__(self, names: Sequence[str], measure: Measure) -> None:
+    def __init__(self, names: Sequence[str], measure: Measure, there: range) -> None:
         self._measure = measure
+        self.there = there
         self.points: dict[str, dict[int, Measured]] = {name: {} for name in names}
 
     def measure(self, wanted: Iterable[tuple[str, int]]) -> None:
@@ -94,14 +95,16 @@ class _Pictures:
         return Level(statistics.fmean(bpps), statistics.fmean(scores))
 
 
-def allocate(names: Sequence[str], budget: float, measure: Measure) -> Allocation:
-    """Choose a quality for each picture; UsageError if not even quality 0 keeps the budget."""
-    pictures = _Pictures(names, measure)
+def allocate(
+    names: Sequence[str], budget: float, measure: Measure, there: range = QUALITIES
+) -> Allocation:
+    """Choose a quality of those `there` for each picture; UsageError if the least is too much."""
+    pictures = _Pictures(names, measure, there)
     fixed_quality, above = _best_fixed(pictures, budget)
     for quality in (fixed_quality - _SPREAD, fixed_quality + _SPREAD):
-        pictures.level(min(max(quality, QUALITIES[0]), QUALITIES[-1]))
+        pictures.level(min(max(quality, there[0]), there[-1]))
     for _ in range(_ROUNDS):
-        expected = {name: _expected(points) for name, points in pictures.points.items()}
+        expected = {name: _expected(points, there) for name, points in pictures.points.items()}
         qualities = select(expected, budget)
         missing = [(n, q) for n, q in qualities.items() if q not in pictures.points[n]]
         if not missing:
@@ -124,8 +127,8 @@ def allocate(names: Sequence[str], budget: float, measure: Measure) -> Allocatio
 def _best_fixed(pictures: _Pictures, budget: float) -> tuple[int, Level | None]:
     """Return the highest quality for all that keeps the budget, and what the next would give."""
     levels: dict[int, Level] = {}
-    low, high = QUALITIES[0] - 1, QUALITIES[-1] + 1
-    quality = 50
+    low, high = pictures.there[0] - 1, pictures.there[-1] + 1
+    quality = (low + high) // 2
     while high - low > 1:
         level = levels[quality] = pictures.level(quality)
         if level.bpp <= budget:
@@ -139,7 +142,7 @@ def _best_fixed(pictures: _Pictures, budget: float) -> tuple[int, Level | None]:
         quality = min(max(math.floor(quality + step), low + 1), high - 1)
     if low not in levels:
         raise UsageError(
-            f"a mean of {budget:g} bpp is out of reach: at quality 0 it is "
+            f"a mean of {budget:g} bpp is out of reach: at quality {high} it is "
             f"{levels[high].bpp:.4f}; allow for more, or make the pictures smaller"
         )
     return low, levels.get(high)
@@ -187,11 +190,11 @@ def _hull(points: Mapping[int, Measured]) -> list[tuple[int, float, float]]:
     return hull
 
 
-def _expected(points: Mapping[int, Measured]) -> dict[int, Measured]:
+def _expected(points: Mapping[int, Measured], there: range) -> dict[int, Measured]:
     """Return the points at all qualities, those that are not measured as expected."""
     known = np.array(sorted(points))
     values = np.array([(math.log(points[q][0]), points[q][1]) for q in known.tolist()])
-    wanted = np.arange(QUALITIES[0], QUALITIES[-1] + 1)
+    wanted = np.array(there)
     columns = [_line(wanted, known, values[:, column]) for column in (0, 1)]
     bpps, scores = np.exp(columns[0]).tolist(), columns[1].tolist()
     return {q: points.get(q, (bpps[i], scores[i])) for i, q in enumerate(wanted.tolist())}

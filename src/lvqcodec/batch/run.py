@@ -263,7 +263,8 @@ class _Batch:
             return found
 
         try:
-            allocation = allocate(list(by_name), budget.bpp, measure)
+            there = find_model(self._job.settings.model).qualities
+            allocation = allocate(list(by_name), budget.bpp, measure, there)
         except _Interrupted:
             return []
         self._outcome.allocation = allocation

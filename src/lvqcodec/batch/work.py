@@ -11,22 +11,23 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 
 import torch
 
-from lvqcodec import __version__, codec, footprint, imageio, metrics, tiling
+from lvqcodec import __version__, codec, footprint, imageio, metrics
 from lvqcodec.batch.ledger import Ledger
 from lvqcodec.batch.plan import Item
 from lvqcodec.batch.records import DONE, FAILED, KEPT, SKIPPED, TO_CODE, Point, Record
 from lvqcodec.batch.room import Room
 from lvqcodec.batch.stores import Store, open_store
 from lvqcodec.catalog import DEFAULT_MODEL, find_model
-from lvqcodec.container import STREAM_VERSION, read_header, unpack
+from lvqcodec.container import STREAM_VERSION, read_header
 from lvqcodec.errors import LvqError, ModelMismatch, UsageError
-from lvqcodec.extras import LOSSLESS
 from lvqcodec.files import FileInTheWay
+from lvqcodec.lvqfile import LvqFile, open_lvq
+from lvqcodec.options import EncodeOptions
 from lvqcodec.picture import Picture
 
 AHEAD = 2
@@ -35,9 +36,9 @@ AHEAD = 2
 _MOST_DB = 99.0  # what a picture without any error counts as in a mean
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides the bytes of an output; see `codec.encode`, `target_bpp` is for each picture.
+@dataclass(frozen=True, kw_only=True)
+class Settings(EncodeOptions):
+    """What decides the bytes of an output: the options of encoding, for each picture, and more.
 
     strip, to_srgb8, frame: see `imageio.load_picture`. decode: the other way, to pictures of this
     `format` with this `background`, see `imageio.save`.
@@ -47,14 +48,6 @@ class Settings:
     format: str = "png"
     background: str | None = None
     model: str = DEFAULT_MODEL
-    quality: int | None = None
-    target_bytes: int | None = None
-    target_psnr: float | None = None
-    effort: int | None = None
-    tune: str = "psnr"
-    max_seconds: float | None = None
-    lattice: str | None = None
-    alpha_quality: int = LOSSLESS
     strip: bool = False
     to_srgb8: bool = False
     frame: int | None = None
@@ -65,19 +58,27 @@ class Settings:
         return f".{self.format}" if self.decode else ".lvq"
 
     def digest(self, quality: int | None = None) -> str:
-        """SHA-256, in hex, of all that an output follows from but its source."""
+        """SHA-256, in hex, of all that an output follows from but its source.
+
+        An option that is not given leaves it as it was before there was that option.
+        """
         version = {"lvqcodec": __version__, "stream": STREAM_VERSION}
+        facts: dict[str, object]
         if self.decode:
-            facts: dict[str, object] = {"decode": self.format, "background": self.background}
+            facts = {"decode": self.format, "background": self.background}
         else:
-            facts = asdict(self if quality is None else replace(self, quality=quality))
-            facts["model"] = find_model(self.model).digest
-            if self.quality is None and self.target_bytes is None and self.target_psnr is None:
-                facts["quality"] = codec.DEFAULT_QUALITY if quality is None else quality
-            if self.max_seconds is None:
-                facts["effort"] = self.effort or 0
+            wanted = self.at(quality)
+            values = ((entry, getattr(wanted, entry.name)) for entry in fields(wanted))
+            facts = {entry.name: value for entry, value in values if value != entry.default}
+            facts |= {"effort": wanted.chosen_effort, "model": find_model(self.model).digest}
+            if not wanted.has_goal:
+                facts["quality"] = wanted.chosen_quality
         text = json.dumps([facts, version], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def at(self, quality: int | None) -> Settings:
+        """The same at a quality, if one is given."""
+        return self if quality is None else replace(self, quality=quality)
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,9 @@ class Worker:
         if known is not None and known.covers(*digests, psnr=self.job.psnr):
             return replace(known, source=item.source, status=SKIPPED, seconds=0.0)
         if settings.decode:
-            picture, seconds = self._decode(data)
-            psnr, quality = None, read_header(data).quality
+            file = open_lvq(data)
+            picture, seconds = self._decode(file)
+            psnr, quality = None, file.header.quality
             output, left_out = write_picture(picture, settings)
             remarks = [f"{settings.format} does not hold {name}" for name in left_out]
         else:
@@ -185,14 +187,12 @@ class Worker:
         self._ledger.put(record, output, like=status, preserve=self.job.preserve)
         return record
 
-    def _decode(self, data: bytes) -> tuple[Picture, float]:
+    def _decode(self, file: LvqFile) -> tuple[Picture, float]:
         """Return the picture of an .lvq file, and how long that took."""
-        header, sections = unpack(data)
-        cut, _ = tiling.from_sections(header, sections)
-        need = footprint.decoding(header, cut, tiling.region(header, None))
+        need = footprint.decoding(file.header, file.tiling, file.region())
         with self._memory.take(need), self._places.take(0):
             start = self._begin()
-            return decode_picture(data, self.job.device), time.perf_counter() - start
+            return decode_picture(file, self.job.device), time.perf_counter() - start
 
     def _encode(self, data: bytes, item: Item) -> tuple[Picture, bytes, float | None, float]:
         """Return the picture of a file, its .lvq file, its PSNR if known, and how long it took."""
@@ -250,10 +250,7 @@ class Worker:
     def _need(self, width: int, height: int, channels: int) -> int:
         """Bytes that encoding a picture takes, measuring it included."""
         settings = self.job.settings
-        effort = settings.effort
-        if effort is None:
-            effort = codec.default_effort(settings.tune, settings.max_seconds)
-        return footprint.encoding_of(width, height, channels, effort, weighed=True)
+        return footprint.encoding_of(width, height, channels, settings, weighed=True)
 
     def _begin(self) -> float:
         if self._stopped:
@@ -262,10 +259,8 @@ class Worker:
         return time.perf_counter()
 
     def _search(self, picture: Picture, quality: int | None) -> codec.Encoding:
-        settings = self.job.settings
-        if quality is not None:
-            settings = replace(settings, quality=quality)
         assert self._loaded is not None
+        settings = self.job.settings.at(quality)
         return encode_picture(picture, self._loaded, settings, self._look_up)
 
     def _look_up(self, progress: object) -> None:
@@ -337,22 +332,10 @@ def encode_picture(
     report: Callable[[object], None],
 ) -> codec.Encoding:
     """Return the .lvq file of a picture; `report` is called now and then, and may raise."""
-    return codec.encode_image(
-        picture,
-        model=loaded,
-        quality=settings.quality,
-        target_bytes=settings.target_bytes,
-        target_psnr=settings.target_psnr,
-        alpha_quality=settings.alpha_quality,
-        lattice=settings.lattice,
-        tune=settings.tune,
-        effort=settings.effort,
-        max_seconds=settings.max_seconds,
-        report=report,
-    )
+    return codec.encode_image(picture, settings, model=loaded, report=report)
 
 
-def decode_picture(data: bytes, device: str) -> Picture:
+def decode_picture(data: bytes | LvqFile, device: str) -> Picture:
     """Return the picture of an .lvq file."""
     return codec.decode_picture(data, device=device)
 

@@ -14,36 +14,27 @@ import click
 from click.core import ParameterSource
 
 from lvqcodec import files
-from lvqcodec.cli.common import (
+from lvqcodec.cli.common import interrupted_by, one_line, set_up_torch
+from lvqcodec.cli.io import display_name
+from lvqcodec.cli.options import (
     FORMATS,
-    Positive,
-    alpha_quality_option,
+    PositiveType,
     background_option,
     device_option,
-    effort_option,
-    interrupted_by,
-    lattice_option,
-    max_seconds_option,
+    encode_options,
+    frame_option,
     model_option,
-    one_line,
-    quality_option,
     quiet_option,
-    set_up_torch,
     strip_option,
-    target_psnr_option,
-    target_size_option,
     to_srgb8_option,
-    tune_option,
 )
-from lvqcodec.cli.io import display_name
 from lvqcodec.cli.progress import Display, display
+from lvqcodec.config import METRICS
 from lvqcodec.errors import UsageError
+from lvqcodec.options import OPTIONS, RATES, EncodeOptions, refuse_several
 from lvqcodec.threads import MAX_THREADS, bounded
 
-_ENCODING_ONLY = (
-    *("quality", "target_size", "target_psnr", "target_bpp", "budget_metric", "effort", "frame"),
-    *("max_seconds", "tune", "model", "lattice", "psnr", "alpha_quality", "strip", "to_srgb8"),
-)
+_ENCODING_ONLY = (*(*OPTIONS, "budget_metric", "frame", "model", "psnr", "strip", "to_srgb8"),)
 
 
 @click.command()
@@ -75,36 +66,24 @@ _ENCODING_ONLY = (
 @click.option("--overwrite", is_flag=True, help="Replace files that lvq batch did not write, too.")
 @click.option("--dry-run", is_flag=True, help="List what would be done, and write nothing.")
 @click.option("--preserve", is_flag=True, help="Give outputs the mode and time of their sources.")
-@quality_option
-@target_size_option
-@target_psnr_option
+@encode_options(without=("target_bpp", "max_memory"))
 @click.option(
     "--target-bpp",
-    type=Positive(),
+    type=PositiveType(),
     metavar="BPP",
     help="A budget for all: the best mean PSNR at this mean of the pictures' bits a pixel.",
 )
 @click.option(
     "--budget-metric",
-    type=click.Choice(["psnr", "ms-ssim"]),
-    default="psnr",
+    type=click.Choice(METRICS),
+    default=METRICS[0],
     show_default=True,
     help="What --target-bpp makes highest.",
 )
-@effort_option
-@tune_option
-@max_seconds_option
 @model_option
-@lattice_option
-@alpha_quality_option
 @strip_option
 @to_srgb8_option
-@click.option(
-    "--frame",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Which frame or page of several, from 1.",
-)
+@frame_option
 @device_option
 @click.option("--psnr", is_flag=True, help="Measure the PSNR of each picture.")
 @click.option(
@@ -146,17 +125,10 @@ def batch(
     overwrite: bool,
     dry_run: bool,
     preserve: bool,
-    quality: int | None,
-    target_size: int | None,
-    target_psnr: float | None,
+    options: EncodeOptions,
     target_bpp: float | None,
     budget_metric: str,
-    effort: int | None,
-    tune: str,
-    max_seconds: float | None,
     model: str,
-    lattice: str | None,
-    alpha_quality: int,
     strip: bool,
     to_srgb8: bool,
     frame: int | None,
@@ -185,18 +157,11 @@ def batch(
     from lvqcodec.batch.work import Job, Settings
 
     settings = Settings(
+        **vars(options),
         decode=decode,
         format=file_format,
         background=background,
         model=model,
-        quality=quality,
-        target_bytes=target_size,
-        target_psnr=target_psnr,
-        effort=effort,
-        tune=tune,
-        max_seconds=max_seconds,
-        lattice=lattice,
-        alpha_quality=alpha_quality,
         strip=strip,
         to_srgb8=to_srgb8,
         frame=frame,
@@ -266,13 +231,12 @@ def batch(
 def _check_options(ctx: click.Context, decode: bool) -> None:
     """Raise UsageError for options that cannot go together."""
 
-    def given(names: tuple[str, ...]) -> list[str]:
-        chosen = (n for n in names if ctx.get_parameter_source(n) is ParameterSource.COMMANDLINE)
-        return [f"--{name.replace('_', '-')}" for name in chosen]
+    def given(names: Sequence[str]) -> list[str]:
+        chosen = (p for p in ctx.command.params if p.name in names)
+        command_line = ParameterSource.COMMANDLINE
+        return [p.opts[-1] for p in chosen if ctx.get_parameter_source(p.name) is command_line]
 
-    rates = given(("quality", "target_size", "target_psnr", "target_bpp"))
-    if len(rates) > 1:
-        raise UsageError(f"{' and '.join(rates)} exclude each other: give one of them")
+    refuse_several(rates := given(RATES))
     if decode and given(_ENCODING_ONLY):
         raise UsageError(f"{' and '.join(given(_ENCODING_ONLY))} cannot go with --decode")
     if not decode and given(("file_format", "background")):

@@ -6,39 +6,15 @@ from __future__ import annotations
 import io
 import math
 import time
-from typing import Any
 
 import click
 
-from lvqcodec import footprint, tiling
+from lvqcodec import footprint
 from lvqcodec.cli.common import (
-    FORMATS,
-    Positive,
-    alpha_quality_option,
-    background_option,
-    device_option,
-    effort_option,
-    json_option,
-    lattice_option,
-    max_pixels_option,
-    max_seconds_option,
-    memory_option,
-    model_option,
-    overwrite_option,
-    parents_option,
-    preserve_option,
-    quality_option,
-    quiet_option,
     refuse_json_beside_data,
     set_up_torch,
     size_facts,
-    strip_option,
     summarise,
-    target_psnr_option,
-    target_size_option,
-    threads_option,
-    to_srgb8_option,
-    tune_option,
 )
 from lvqcodec.cli.io import (
     Output,
@@ -49,10 +25,30 @@ from lvqcodec.cli.io import (
     refuse_lvq,
     standard,
 )
+from lvqcodec.cli.options import (
+    FORMATS,
+    background_option,
+    device_option,
+    encode_options,
+    frame_option,
+    json_option,
+    max_pixels_option,
+    memory_option,
+    model_option,
+    overwrite_option,
+    parents_option,
+    preserve_option,
+    quiet_option,
+    strip_option,
+    threads_option,
+    to_srgb8_option,
+)
 from lvqcodec.cli.progress import display
-from lvqcodec.config import default_effort
-from lvqcodec.container import check_limit, read_header, unpack, unpack_partial
+from lvqcodec.container import read_header
 from lvqcodec.errors import UsageError
+from lvqcodec.lvqfile import open_lvq
+from lvqcodec.options import EncodeOptions
+from lvqcodec.progress import Progress
 
 _LEAST = 20
 """Pixels of a byte in the smallest picture files, of which the disk is to have room."""
@@ -84,33 +80,14 @@ def _one(outs: tuple[str, ...], command: str) -> str | None:
 @click.command()
 @click.argument("source", metavar="IN")
 @click.argument("outs", metavar="[OUT]", nargs=-1)
-@quality_option
-@target_size_option
-@click.option(
-    "--target-bpp",
-    type=Positive(),
-    metavar="BPP",
-    help="The same, in bits a pixel.",
-)
-@target_psnr_option
-@effort_option
-@tune_option
-@max_seconds_option
+@encode_options()
 @model_option
-@lattice_option
-@memory_option
 @device_option
 @threads_option
 @max_pixels_option
-@alpha_quality_option
 @strip_option
 @to_srgb8_option
-@click.option(
-    "--frame",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Which frame or page of several, from 1.",
-)
+@frame_option
 @click.option("--psnr", is_flag=True, help="Report the PSNR over all samples, but not of alpha.")
 @overwrite_option
 @parents_option
@@ -120,20 +97,11 @@ def _one(outs: tuple[str, ...], command: str) -> str | None:
 def encode(
     source: str,
     outs: tuple[str, ...],
-    quality: int | None,
-    target_size: int | None,
-    target_bpp: float | None,
-    target_psnr: float | None,
-    effort: int | None,
-    tune: str,
-    max_seconds: float | None,
+    options: EncodeOptions,
     model: str,
-    lattice: str | None,
-    max_memory: int | None,
     device: str,
     threads: int | None,
     max_pixels: int,
-    alpha_quality: int,
     strip: bool,
     to_srgb8: bool,
     frame: int | None,
@@ -151,15 +119,6 @@ def encode(
     read, HEIC and JPEG XL with the extra `lvqcodec[formats]`. One summary line goes to stderr, and
     what of IN is left out.
     """
-    rates = {
-        "--quality": quality,
-        "--target-size": target_size,
-        "--target-bpp": target_bpp,
-        "--target-psnr": target_psnr,
-    }
-    given = [name for name, value in rates.items() if value is not None]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} exclude each other: give one of them")
     named = _one(outs, "encode")
     refuse_lvq(source)
     out = Output(
@@ -172,8 +131,8 @@ def encode(
         preserve=preserve,
     )
     refuse_json_beside_data(as_json, out.path)
-    if target_size is not None:
-        out.expect(target_size)
+    if options.target_bytes is not None:
+        out.expect(options.target_bytes)
     from lvqcodec import imageio
 
     picture = imageio.load_picture(
@@ -182,11 +141,7 @@ def encode(
         to_srgb8=to_srgb8,
         stripped=strip,
         max_pixels=max_pixels,
-        admit=footprint.admission(
-            max_memory,
-            default_effort(tune, max_seconds) if effort is None else effort,
-            weighed=bool(effort or target_size or target_bpp or target_psnr),
-        ),
+        admit=footprint.admission(options),
     )
     for remark in () if quiet else picture.remarks:
         click.echo(f"lvq: note: {display_name(source, 'stdin')}: {remark}", err=True)
@@ -198,19 +153,10 @@ def encode(
     with display(out.name, quiet=quiet) as show:
         found = codec.encode_image(
             picture,
+            options,
             model=model,
-            quality=quality,
-            target_bytes=target_size,
-            target_bpp=target_bpp,
-            target_psnr=target_psnr,
-            alpha_quality=alpha_quality,
-            lattice=lattice,
-            tune=tune,
-            effort=effort,
-            max_seconds=max_seconds,
-            max_memory=max_memory,
             device=device,
-            report=(lambda at: show(at.done, _facts(at, tune))) if show.shown else None,
+            report=(lambda at: show(at.done, _facts(at, options.tune))) if show.shown else None,
         )
     seconds = time.perf_counter() - start
     words = size_facts(len(found.data), width, height)
@@ -218,7 +164,7 @@ def encode(
     if psnr and decibels is None:
         from lvqcodec import metrics
 
-        back = codec.decode_picture(found.data, max_memory=max_memory, device=device)
+        back = codec.decode_picture(found.data, max_memory=options.max_memory, device=device)
         decibels = metrics.psnr(picture.pixels, back.pixels)
     if decibels is not None:
         words.append(f"{decibels:.2f} dB")
@@ -240,8 +186,8 @@ def encode(
     summarise(source, out.path, [*words, f"{seconds:.2f} s"], facts if as_json else None, quiet)
 
 
-def _facts(progress: Any, tune: str) -> str:
-    """What a search has come to (`effort.Progress`), in words."""
+def _facts(progress: Progress, tune: str) -> str:
+    """What a search has come to, in words."""
     facts = []
     if progress.bpp is not None:
         facts.append(f"{progress.bpp:.4f} bpp")
@@ -320,11 +266,8 @@ def decode(
     )
     refuse_json_beside_data(as_json, out.path)
     # a broken file is refused before torch is loaded
-    header, sections, missing = unpack_partial(data) if partial else (*unpack(data), 0)
-    check_limit(header.width, header.height, max_pixels)
-    tiling.from_partial(header, sections, missing)
-    share = tiling.share(sections, missing)
-    shown = tiling.region(header, region)
+    file = open_lvq(data, partial=partial, max_pixels=max_pixels)
+    shown = file.region(region)
     out.expect(math.prod(shown.grid) // _LEAST)
     from lvqcodec import imageio
 
@@ -336,9 +279,8 @@ def decode(
     start = time.perf_counter()
     with display(out.name, quiet=quiet) as show:
         picture = codec.decode_picture(
-            data,
+            file,
             region=region,
-            partial=partial,
             max_memory=max_memory,
             device=device,
             report=(lambda at: show(at.done)) if show.shown else None,
@@ -351,14 +293,14 @@ def decode(
     facts = {
         "width": width,
         "height": height,
-        "channels": header.channels,
-        "received": share,
+        "channels": file.header.channels,
+        "received": file.received,
         "left_out": list(left_out),
         "seconds": seconds,
     }
     words = [f"{width}x{height}", f"{seconds:.2f} s"]
-    if share < 1:
-        words.append(f"from {100 * share:.1f} % of the latents' bytes")
+    if file.received < 1:
+        words.append(f"from {100 * file.received:.1f} % of the latents' bytes")
     if left_out:
         words.append(f"without {' and '.join(left_out)}")
     summarise(source, out.path, words, facts if as_json else None, quiet)

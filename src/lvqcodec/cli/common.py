@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: options, and errors as one line and an exit code."""
+"""What the commands share: errors as one line and an exit code, summaries, threads."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -15,14 +14,9 @@ from typing import Any, NoReturn
 
 import click
 
-from lvqcodec.catalog import DEFAULT_MODEL
 from lvqcodec.cli.io import display_name, occupy_closed_streams
-from lvqcodec.container import MAX_PIXELS
 from lvqcodec.errors import LvqError, UsageError
-from lvqcodec.threads import MAX_THREADS, bounded, quiet
-
-FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "pgm", "tiff"]
-"""Of pictures that are written, by suffix."""
+from lvqcodec.threads import bounded, quiet
 
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT or SIGTERM, as shells count
 
@@ -165,35 +159,6 @@ def summarise(
     click.echo(f"{way}: {', '.join(words)}", err=True)
 
 
-def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Bytes; k, M and G stand for a thousand, a million and a milliard."""
-    if value is None:
-        return None
-    factor = {"k": 1000, "K": 1000, "M": 10**6, "G": 10**9}.get(value[-1:], 1)
-    digits = value if factor == 1 else value[:-1]
-    try:
-        size = float(digits) * factor
-    except ValueError:
-        size = math.nan
-    if not 1 <= size < math.inf:
-        raise click.BadParameter(f"{value!r} is no size like 20000, 20k or 1.5M")
-    return int(size)
-
-
-class Positive(click.FloatRange):
-    """A number above 0, neither NaN nor infinite."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
-        return number
-
-
 def set_up_torch(device: str, threads: int | None) -> None:
     """Import torch with threads that let others run; UsageError if the device is absent."""
     os.environ.update(quiet())  # and so those of processes that this one starts
@@ -208,116 +173,3 @@ def set_up_torch(device: str, threads: int | None) -> None:
 def size_facts(num_bytes: int, width: int, height: int) -> list[str]:
     """Return bytes and bits a pixel, in words."""
     return [f"{num_bytes:,} bytes", f"{8 * num_bytes / (width * height):.3f} bpp"]
-
-
-device_option = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where the networks run; auto takes a GPU if there is one.",
-)
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(1, MAX_THREADS),
-    metavar="N",
-    help="CPU threads, no more than there are cores.  [default: all cores]",
-)
-memory_option = click.option(
-    "--max-memory",
-    callback=parse_size,
-    metavar="SIZE",
-    help="Refuse a picture that takes more (800M, 2G).  [default: half of what is available]",
-)
-max_pixels_option = click.option(
-    "--max-pixels",
-    type=click.IntRange(min=1),
-    default=MAX_PIXELS,
-    metavar="N",
-    help="Refuse a larger picture before it takes memory.  [default: 2^28, as the format does]",
-)
-overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace OUT, whatever it is, but never IN."
-)
-parents_option = click.option(
-    "-p", "--parents", is_flag=True, help="Make the folders that OUT lies in, if they are missing."
-)
-preserve_option = click.option(
-    "--preserve", is_flag=True, help="Give OUT the mode and the modification time of IN."
-)
-quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but errors.")
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Say on stdout, as one JSON object, what was done."
-)
-model_option = click.option(
-    "-m",
-    "--model",
-    default=DEFAULT_MODEL,
-    show_default=True,
-    metavar="NAME",
-    help="Codec to use: one that `lvq models` lists.",
-)
-tune_option = click.option(
-    "--tune",
-    type=click.Choice(["psnr", "ms-ssim"]),
-    default="psnr",
-    show_default=True,
-    help="What a search is for; ms-ssim takes an effort, by default 3.",
-)
-lattice_option = click.option(
-    "--lattice",
-    type=click.Choice(["z", "e8"]),
-    help="Lattice to quantise to: z is scalar, e8 packs eight values.  [default: the model's own]",
-)
-alpha_quality_option = click.option(
-    "--alpha-quality",
-    type=click.IntRange(0, 100),
-    default=100,
-    show_default=True,
-    help="Of the transparency: 100 is lossless, less is smaller.",
-)
-strip_option = click.option(
-    "--strip",
-    is_flag=True,
-    help="Leave metadata out; the picture is turned upright and keeps a profile that is not sRGB.",
-)
-to_srgb8_option = click.option(
-    "--to-srgb8",
-    is_flag=True,
-    help="Convert other colours and more bits to 8-bit sRGB, instead of refusing them.",
-)
-background_option = click.option(
-    "--background",
-    metavar="COLOUR",
-    help="Colour to put behind transparent pixels, as CSS names it: white, #ffe0c0.",
-)
-quality_option = click.option(
-    "-q",
-    "--quality",
-    type=click.IntRange(0, 100),
-    help="Rate point: more is better and larger.  [default: 50]",
-)
-target_size_option = click.option(
-    "--target-size",
-    callback=parse_size,
-    metavar="BYTES",
-    help="The best file of at most so many bytes (20000, 20k, 1.5M), instead of a quality.",
-)
-target_psnr_option = click.option(
-    "--target-psnr",
-    type=Positive(),
-    metavar="DB",
-    help="The smallest file of at least so many dB, instead of a quality.",
-)
-effort_option = click.option(
-    "-e",
-    "--effort",
-    type=click.IntRange(0, 9),
-    help="How long to search for a smaller file, 0 (not at all) to 9.  [default: 0]",
-)
-max_seconds_option = click.option(
-    "--max-seconds",
-    type=Positive(),
-    metavar="S",
-    help="Write the best file found in this time; the effort is 9 then unless given.",
-)

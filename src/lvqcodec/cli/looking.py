@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
-from lvqcodec import footprint, tiling
+from lvqcodec import footprint
 from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, broken_models, find_by_digest, list_models
 from lvqcodec.cli.common import complain, explain, size_facts
 from lvqcodec.cli.io import display_name, read_file
-from lvqcodec.container import EXTRAS, unpack
+from lvqcodec.container import EXTRAS
 from lvqcodec.errors import LvqError, ModelNotFound, printable
+from lvqcodec.lvqfile import open_lvq
 
 _NAMES = {"alpha": "alpha", "icc": "ICC", "exif": "EXIF", "xmp": "XMP"}
 
@@ -42,28 +43,27 @@ def info(files: tuple[str, ...], as_json: bool) -> None:
 
 
 def _facts(path: str) -> dict[str, Any]:
-    data = read_file(path)
-    header, sections = unpack(data)
-    tiles, _ = tiling.from_sections(header, sections)
+    file = open_lvq(read_file(path))
+    header = file.header
     try:
         model = find_by_digest(header.model).name
     except ModelNotFound:
         model = None
     return {
         "file": display_name(path),
-        "bytes": len(data),
+        "bytes": file.size,
         "width": header.width,
         "height": header.height,
         "channels": header.channels,
-        "bpp": 8 * len(data) / (header.width * header.height),
+        "bpp": 8 * file.size / (header.width * header.height),
         "quality": header.quality,
         "lattice": header.lattice,
         "model": model,
         "digest": header.model.hex(),
         "stream_version": header.stream_version,
-        **{name: len(sections.get(kind, b"")) for name, kind in EXTRAS.items()},
-        "tiles": len(tiles),
-        "decode_memory": footprint.decoding(header, tiles, tiling.region(header, None)),
+        **{name: len(file.sections.get(kind, b"")) for name, kind in EXTRAS.items()},
+        "tiles": len(file.tiling),
+        "decode_memory": footprint.decoding(header, file.tiling, file.region()),
     }
 
 

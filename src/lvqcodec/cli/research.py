@@ -12,16 +12,12 @@ import click
 
 from lvqcodec import files
 from lvqcodec.catalog import DEFAULT_MODEL
-from lvqcodec.cli.common import (
-    Positive,
-    device_option,
-    interrupted_by,
-    set_up_torch,
-    threads_option,
-    tune_option,
-)
+from lvqcodec.cli.common import interrupted_by, set_up_torch
 from lvqcodec.cli.io import display_name
+from lvqcodec.cli.options import PositiveType, device_option, threads_option, tune_option
 from lvqcodec.cli.progress import display
+from lvqcodec.config import EFFORTS, METRICS, QUALITIES
+from lvqcodec.container import LATTICES
 from lvqcodec.errors import UsageError
 
 _START = time.monotonic()  # when the process began, about: torch is yet to be imported
@@ -39,7 +35,7 @@ _START = time.monotonic()  # when the process began, about: torch is yet to be i
 @click.option("--out", required=True, metavar="DIR", help="Where checkpoint and log go.")
 @click.option(
     "--minutes",
-    type=Positive(),
+    type=PositiveType(),
     metavar="N",
     help="Be done in this time, all included.  [default: when the recipe is done]",
 )
@@ -133,7 +129,7 @@ def export(
     export(run_dir, name=name, share=share, out=out, data=data, minutes=minutes, device=device)
 
 
-def _numbers(lowest: int, highest: int) -> Callable[..., list[int]]:
+def _numbers(allowed: range) -> Callable[..., list[int]]:
     """Return a callback for options like 10,30,50."""
 
     def parse(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
@@ -141,8 +137,8 @@ def _numbers(lowest: int, highest: int) -> Callable[..., list[int]]:
             numbers = sorted({int(item) for item in value.split(",")})
         except ValueError:
             raise click.BadParameter(f"{value!r} is no list of numbers like 10,30,50") from None
-        if not lowest <= numbers[0] <= numbers[-1] <= highest:
-            raise click.BadParameter(f"{value!r} goes beyond {lowest}..{highest}")
+        if not all(number in allowed for number in numbers):
+            raise click.BadParameter(f"{value!r} goes beyond {allowed[0]}..{allowed[-1]}")
         return numbers
 
     return parse
@@ -154,7 +150,7 @@ def _numbers(lowest: int, highest: int) -> Callable[..., list[int]]:
     "--qualities",
     default="10,30,50,70,90",
     show_default=True,
-    callback=_numbers(0, 100),
+    callback=_numbers(QUALITIES),
     metavar="Q,...",
     help="Rate points to measure, each 0..100.",
 )
@@ -169,13 +165,13 @@ def _numbers(lowest: int, highest: int) -> Callable[..., list[int]]:
 @click.option(
     "--lattice",
     metavar="NAME,...",
-    help="One or more of z, e8: a curve each.  [default: as encode]",
+    help=f"One or more of {', '.join(LATTICES)}: a curve each.  [default: as encode]",
 )
 @click.option(
     "--efforts",
     default="0",
     show_default=True,
-    callback=_numbers(0, 9),
+    callback=_numbers(EFFORTS),
     metavar="N,...",
     help="One or more of 0..9: a curve each; effort 0 is tuned for nothing.",
 )
@@ -194,8 +190,8 @@ def _numbers(lowest: int, highest: int) -> Callable[..., list[int]]:
 @click.option("--plot", "plot_path", metavar="OUT", help="Draw the curves (.png, .svg or .pdf).")
 @click.option(
     "--metric",
-    type=click.Choice(["psnr", "ms-ssim"]),
-    default="psnr",
+    type=click.Choice(METRICS),
+    default=METRICS[0],
     show_default=True,
     help="What the plot shows over bpp.",
 )

@@ -78,6 +78,17 @@ class SymbolEncoder:
         return data[: max(len(data.rstrip(b"\0")), len(data) - IMPLIED_ZEROS)]
 
 
+def most_bits(size: int) -> float:
+    """Bits that the symbols of a stream of `size` bytes carry at most."""
+    return 8.0 * (size + IMPLIED_ZEROS)
+
+
+def require(bits: float, left: float) -> None:
+    """Raise StreamError for symbols that carry more bits than are left."""
+    if bits > left:
+        raise StreamError("the latents are too short for their picture: the file is damaged")
+
+
 class SymbolDecoder:
     """Mirror of SymbolEncoder: the same calls in the same order; garbage may raise StreamError.
 
@@ -92,14 +103,9 @@ class SymbolDecoder:
     """Once `ended`: which of the integers that were asked for last are there."""
 
     def __init__(self, data: bytes) -> None:
-        self._bits_left = 8.0 * (len(data) + IMPLIED_ZEROS)
+        self._bits_left = most_bits(len(data))
         words = np.frombuffer(data + b"\0" * (-len(data) % 4), "<u4")
         self._coder = constriction.stream.queue.RangeDecoder(words.astype(np.uint32))
-
-    def require(self, bits: float) -> None:
-        """Raise StreamError unless so many bits are left."""
-        if bits > self._bits_left:
-            raise StreamError("the latents are too short for their picture: the file is damaged")
 
     def decode(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
         """Symbols (M,) int32, symbol i by row rows[i]; raises StreamError."""
@@ -145,7 +151,7 @@ class SymbolDecoder:
     def _spend(self, symbols: Integers, rows: Integers, table: RowTable) -> None:
         costs = table.least_bits.take(symbols + table.probs.shape[1] * rows.astype(np.intp))
         bits = float(costs.sum(dtype=np.float64))
-        self.require(bits)
+        require(bits, self._bits_left)
         self._bits_left -= bits
 
     def _read(self, model: Any, argument: Any) -> NDArray[np.int32]:

@@ -26,12 +26,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
-from lvqcodec.config import EntropyConfig
+from lvqcodec.config import AxisConfig, limited
 from lvqcodec.entropy.base import (
     FRACTION,
     LATENT_LIMIT,
@@ -128,7 +129,7 @@ class ResidualLinear(nn.Module):
 class Trunk(nn.Module):
     """Features of a coarser grid that is wholly known: a small 3x3 residual network."""
 
-    def __init__(self, config: EntropyConfig, channels: int) -> None:
+    def __init__(self, config: MultiScaleProgressive.Config, channels: int) -> None:
         super().__init__()
         self.enter = IntegerLinear(channels, config.trunk, nodes=QUALITY_NODES)
         self.blocks = module_list(ResidualLinear(config.trunk, 9) for _ in range(config.depth))
@@ -145,7 +146,7 @@ class Trunk(nn.Module):
 class ContextNetwork(nn.Module):
     """Means and scales of one subgroup, channel group by channel group."""
 
-    def __init__(self, config: EntropyConfig, channels: int, subgroup: int) -> None:
+    def __init__(self, config: MultiScaleProgressive.Config, channels: int, subgroup: int) -> None:
         super().__init__()
         neighbours = len(known_offsets(config.block, subgroup))
         self.predictor = WeightedSum(neighbours, channels)
@@ -206,7 +207,7 @@ def _head(channels_in: int, channels: int) -> IntegerLinear:
     return head
 
 
-def channel_groups(config: EntropyConfig, channels: int) -> list[slice]:
+def channel_groups(config: MultiScaleProgressive.Config, channels: int) -> list[slice]:
     """Return the channel groups in coding order: the seed groups, then the rest."""
     edges = [0, *accumulate(config.seeds), channels]
     return [slice(a, b) for a, b in pairwise(edges)]
@@ -220,9 +221,35 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
 class MultiScaleProgressive(EntropyModel):
     """The probability model: `code` walks the order of coding, for every kind of coder alike."""
 
+    @dataclass(frozen=True)
+    class Config(AxisConfig):
+        """Sizes of the probability model.
+
+        `scales`, `block` (rows, columns of a subgroup block) and `seeds` (channels of each seed
+        group) fix the order of coding; the first `linear` channels are predicted from each other's
+        neighbours by a matrix; `hidden`, `trunk` and `depth` are the widths and the number of
+        residual layers of the context networks.
+        """
+
+        name: str = "msp"
+        scales: int = limited(4, most=16)
+        block: tuple[int, int] = limited((2, 2), most=8)
+        seeds: tuple[int, ...] = limited((), length=32)
+        linear: int = 96
+        hidden: int = 192
+        trunk: int = 128
+        depth: int = limited(2, most=16)
+
+        @property
+        def layers(self) -> int:
+            """See `AxisConfig.layers`."""
+            networks = 2 * math.prod(self.block)
+            return networks * (2 * self.depth + 4 * len(self.seeds) + 8)
+
+    config: Config
     compand_table: Tensor
 
-    def __init__(self, config: EntropyConfig, channels: int) -> None:
+    def __init__(self, config: Config, channels: int) -> None:
         super().__init__()
         if config.scales < 1 or min(config.block) < 2 or any(side % 2 for side in config.block):
             raise UsageError(

@@ -40,6 +40,7 @@ def card_text(
         "tune": recipe.tune,
         "loss": f"{LOSS[recipe.tune]}, lmbda = lmbda_min * (lmbda_max / lmbda_min)^(quality / 100)",
         "lmbda_range": [recipe.codec.lmbda_min, recipe.codec.lmbda_max],
+        "qualities": list(recipe.codec.qualities),
     }
     return tomlkit.dumps({**lines, "training": list(history)})
 

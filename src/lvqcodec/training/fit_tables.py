@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lvqcodec.coding.tables import CodingTables, Histograms, fit_tables
-from lvqcodec.config import QUALITIES
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 
@@ -63,10 +62,11 @@ def analyse(model: CodecModel, crops: Tensor, quality: int) -> Batch:
 
 
 def batches_of(model: CodecModel, crops: Tensor) -> list[Batch]:
-    """Spread crops (B, 3, H, W) evenly over the qualities."""
-    shares = [crops[quality :: len(QUALITIES)] for quality in QUALITIES]
+    """Spread crops (B, 3, H, W) evenly over the qualities of the model."""
+    qualities = model.config.quality_range
+    shares = [crops[place :: len(qualities)] for place in range(len(qualities))]
     return [
-        analyse(model, share, q) for q, share in zip(QUALITIES, shares, strict=True) if len(share)
+        analyse(model, share, q) for q, share in zip(qualities, shares, strict=True) if len(share)
     ]
 
 

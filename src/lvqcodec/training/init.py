@@ -30,21 +30,8 @@ _LOG_MIN, _LOG_SPAN = math.log(SIGMAS[0]), math.log(SIGMAS[1] / SIGMAS[0])
 @torch.no_grad()
 def initialise(model: CodecModel, crops: Tensor) -> None:
     """Set what crops (B, 3, H, W) determine: KLT, linear predictors, scales per quality."""
-    _set_klt(model, crops)
+    model.transform.start(crops)
     _set_probabilities(model, crops)
-
-
-def _set_klt(model: CodecModel, crops: Tensor) -> None:
-    transform = model.transform
-    blocks = torch.cat([transform.blocks(c[None]).flatten(2)[0].T for c in crops]).double()
-    mean = blocks.mean(0)
-    centred = blocks - mean
-    _, vectors = torch.linalg.eigh(centred.T @ centred / len(blocks))
-    basis = vectors.flip(1)[:, : model.config.transform.latent_channels].T
-    transform.klt.weight.copy_(basis)
-    transform.klt.bias.copy_(-basis @ mean)
-    transform.inverse_klt.weight.copy_(basis.T)
-    transform.inverse_klt.bias.copy_(mean)
 
 
 def _scale_units(deviation: Tensor) -> Tensor:
@@ -59,8 +46,9 @@ def _set_probabilities(model: CodecModel, crops: Tensor) -> None:
     height, width = crops.shape[-2] // model.stride, crops.shape[-1] // model.stride
     device = crops.device
     groups = channel_groups(config, entropy.channels)
-    transform = model.transform
-    y = torch.cat([transform.klt(transform.blocks(c[None])).flatten(2) for c in crops])
+    # at a medium quality: a transform that has just started hardly depends on it
+    middle = torch.full((1,), 50.0, device=device)
+    y = torch.cat([model.transform.analysis(c[None], middle).flatten(2) for c in crops])
     y = y.transpose(1, 2)
     y = torch.cat([y, y.new_zeros(len(y), 1, y.shape[2])], 1)
     order = coding_order(height, width, config.scales, config.block)

@@ -9,35 +9,40 @@ import torch
 from torch import nn
 
 from lvqcodec.layers import QualityTable
+from lvqcodec.model import CodecModel
 from lvqcodec.training.muon import Muon
 
 _LR_SCALE = {"klt": 1 / 30, "tables": 5.0, "predictor": 0.3, "networks": 1.0, "matrices": 1.5}
 
 
-def group_of(name: str) -> str:
-    """Return the trained group (see `recipe.GROUPS`) of a parameter of CodecModel."""
-    if name.startswith("entropy."):
-        return "entropy"
-    if name.startswith("log_step."):
-        return "steps"
-    if ".klt." in name or ".inverse_klt." in name:
-        return "klt"
-    return "analysis" if ".analysis" in name else "synthesis"
+def trainable(model: CodecModel) -> dict[str, list[nn.Parameter]]:
+    """Return the groups of parameters that a stage may name: the transform's parts, and the rest.
+
+    "entropy" is the probability model, "steps" are the steps by quality.
+    """
+    groups: dict[str, Sequence[nn.Module]] = {
+        **model.transform.parts(),
+        "entropy": [model.entropy],
+        "steps": [model.log_step],
+    }
+    return {
+        name: [parameter for module in modules for parameter in module.parameters()]
+        for name, modules in groups.items()
+    }
 
 
-def _rate_class(name: str, model: nn.Module) -> str:
+def _rate_class(name: str, model: CodecModel) -> str:
     owner = model.get_submodule(name.rpartition(".")[0])
-    if ".klt." in name or ".inverse_klt." in name:
-        return "klt"
     if isinstance(owner, QualityTable):
         return "tables"
-    if "_pyramid." in name and name.endswith(".weight"):
-        return "matrices"
+    axis, _, inner = name.partition(".")
+    if axis == "transform":
+        return model.transform.rate_class(inner)
     sums = (".predictor.", ".linear.", ".activity.")
     return "predictor" if any(part in name for part in sums) else "networks"
 
 
-def make_optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: CodecModel, lr: float) -> list[torch.optim.Optimizer]:
     """Build what moves the parameters of a CodecModel that require gradients.
 
     Muon moves the matrices of the transform's networks: in a comparison from the same start, it

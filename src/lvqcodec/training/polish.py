@@ -10,12 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lvqcodec.config import QUALITIES
 from lvqcodec.model import CodecModel
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler
 from lvqcodec.training.fit_tables import analyse, quantise
-from lvqcodec.training.optimizers import group_of, make_optimizers, set_learning_rate
+from lvqcodec.training.optimizers import make_optimizers, set_learning_rate
 
 
 def polish(
@@ -43,10 +42,11 @@ def polish(
     while not coded or progress() < 1 / 3:
         coded += _coded_crops(model, sampler.sample(batch, crop, generator), generator)
     model.requires_grad_(False)
-    parameters = []
-    for name, parameter in model.named_parameters():
-        if group_of(name) == "synthesis" or ".inverse_klt." in name:
-            parameters.append(parameter.requires_grad_(True))
+    parameters = [
+        parameter.requires_grad_(True)
+        for module in model.transform.decoder_modules()
+        for parameter in module.parameters()
+    ]
     optimizers = make_optimizers(model, lr)
     grid = model.grid(crop, crop)
     step = 0
@@ -73,11 +73,13 @@ def polish(
 def _coded_crops(
     model: CodecModel, crops: Tensor, generator: torch.Generator
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Code crops (B, 3, H, W) at qualities spread over 0..100: (crop, latents, quality) of each."""
+    """Return (crop, latents, quality) of each of crops (B, 3, H, W), at its qualities."""
     assert model.tables is not None
     quantizer = Quantizer(model.config.lattice, model.tables)
     strata = torch.arange(len(crops)) + torch.rand(len(crops), generator=generator)
-    qualities = (strata * (len(QUALITIES) / len(crops))).long().clamp(max=QUALITIES[-1]).tolist()
+    choice = model.config.quality_range
+    places = (strata * (len(choice) / len(crops))).long().clamp(max=len(choice) - 1).tolist()
+    qualities = [choice[place] for place in places]
     coded = []
     for crop, quality in zip(crops, qualities, strict=True):
         latents = quantise(model, analyse(model, crop[None], quality), quantizer, _ignore)

@@ -4,25 +4,25 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvqcodec.config import CodecConfig, from_table
-from lvqcodec.distortion import TUNES
+from lvqcodec.config import TUNES, from_table
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
+from lvqcodec.model import CodecConfig
+from lvqcodec.surrogates import SURROGATES
 
 RECIPE = "recipe.toml"
 """The copy in a run folder of the recipe that it follows."""
-
-GROUPS = ("klt", "analysis", "synthesis", "entropy", "steps")
-"""What a stage may train: linear path, networks of g_a, of g_s, probability model, steps."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """A stretch of training with one set of trained groups and one learning-rate decay (cosine).
 
+    `train` names the groups, see `optimizers.trainable`; the trainer, which has the model, checks.
     `batch` counts the crops of a step, over all processes that train together.
     """
 
@@ -37,12 +37,15 @@ class Stage:
     """Train the context networks with their integer arithmetic simulated."""
     qualities: tuple[float, float] = (0.0, 100.0)
     """The range of qualities trained for, evenly; both ends may be the same."""
+    surrogate: str = "straight-through"
+    """What stands for rounding, of `surrogates.SURROGATES`."""
+    loss: str = ""
+    """The distortion of this stage, as `Recipe.tune`; by default that."""
 
     def __post_init__(self) -> None:
-        wrong = sorted(set(self.train) - set(GROUPS))
-        if wrong or not self.train:
-            what = repr(wrong[0]) if wrong else "nothing"
-            raise UsageError(f"stage {self.name!r} trains {what}; choose from {', '.join(GROUPS)}")
+        _choose(f"stage {self.name!r}: surrogate", self.surrogate, SURROGATES)
+        if self.loss:
+            _choose(f"stage {self.name!r}: loss", self.loss, TUNES)
         low, high = self.qualities
         if not 0 <= low <= high <= 100:
             raise UsageError(
@@ -75,12 +78,11 @@ class Recipe:
     """Minutes of training between validations; 0 validates at the end alone."""
 
     def __post_init__(self) -> None:
-        if self.tune not in TUNES:
-            raise UsageError(f"tune = {self.tune!r} is unknown; choose from {', '.join(TUNES)}")
+        _choose("tune", self.tune, TUNES)
         if not self.validate_minutes >= 0:
             raise UsageError(f"validate_minutes = {self.validate_minutes} must be at least 0")
         for stage in self.stages:
-            if self.tune == "ms-ssim" and stage.crop < MS_SSIM_MIN_SIDE:
+            if (stage.loss or self.tune) == "ms-ssim" and stage.crop < MS_SSIM_MIN_SIDE:
                 raise UsageError(
                     f"stage {stage.name!r}: crop = {stage.crop} is too small for MS-SSIM; take at"
                     f" least {MS_SSIM_MIN_SIDE}"
@@ -99,3 +101,9 @@ class Recipe:
         if not stages or "stages" in data:
             raise UsageError(f"recipe {str(path)!r} must list its stages, each as a [[stage]]")
         return from_table(cls, {"codec": {}, **data, "stages": stages}, "recipe")
+
+
+def _choose(what: str, name: str, choices: Iterable[str]) -> None:
+    """Raise UsageError for a name that is none of the choices."""
+    if name not in choices:
+        raise UsageError(f"{what} = {name!r} is unknown; choose from {', '.join(choices)}")

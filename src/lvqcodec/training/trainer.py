@@ -14,10 +14,11 @@ from lvqcodec.distortion import distortion, weight
 from lvqcodec.errors import UsageError
 from lvqcodec.layers import channels_last
 from lvqcodec.model import CodecModel
+from lvqcodec.surrogates import SURROGATES, Surrogate
 from lvqcodec.training.checkpoint import read_checkpoint, read_weights, write_checkpoint
 from lvqcodec.training.data import CropSampler, to_device
 from lvqcodec.training.init import fit_linear, initialise, linear_is_fitted
-from lvqcodec.training.optimizers import group_of, make_optimizers, set_learning_rate
+from lvqcodec.training.optimizers import make_optimizers, set_learning_rate, trainable
 from lvqcodec.training.ranks import Ranks
 from lvqcodec.training.recipe import Recipe, Stage
 from lvqcodec.training.throughput import Meter
@@ -50,9 +51,15 @@ class Trainer:
         self.pixels = 0
         self.optimizers: list[torch.optim.Optimizer] = []
         self.meter = Meter(device)
-        self._distortion = distortion(recipe.tune)
+        for tune in {self._tune(stage) for stage in recipe.stages}:
+            distortion(tune)  # a missing package is to show now
 
     def _check(self, stage: Stage) -> None:
+        groups = trainable(self.model)
+        wrong = sorted(set(stage.train) - set(groups))
+        if wrong or not stage.train:
+            what = repr(wrong[0]) if wrong else "nothing"
+            raise UsageError(f"stage {stage.name!r} trains {what}; choose from {', '.join(groups)}")
         for name, value, unit, what in (
             ("crop", stage.crop, self.model.stride, "the stride of the transform"),
             ("batch", stage.batch, self.ranks.count, "the number of processes"),
@@ -74,8 +81,9 @@ class Trainer:
         """Choose what is trained and build its optimisers."""
         for model in (self.model, self.average):
             model.entropy.set_mode("simulate" if stage.simulate else "float")
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(group_of(name) in stage.train)
+        for name, parameters in trainable(self.model).items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in stage.train)
         self.optimizers = make_optimizers(self.model, stage.lr)
 
     def train_step(self, sampler: CropSampler, stage: Stage) -> dict[str, Tensor]:
@@ -104,20 +112,21 @@ class Trainer:
         self, stage: Stage, crops: Tensor, qualities: Tensor, share: slice
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the balanced loss of this process's share, and what to log of the whole batch."""
-        quality = qualities[share]
+        quality, tune = qualities[share], self._tune(stage)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             # with the distortion out of reach, save the synthesis
-            out = None if stage.train == ("entropy",) else self.model(crops, quality)
-            bits = self.model.rate(crops, quality).bits if out is None else out.bits
+            call = crops, quality, self._surrogate(stage)
+            out = None if stage.train == ("entropy",) else self.model(*call)
+            bits = self.model.rate(*call).bits if out is None else out.bits
         loss = bpp = bits / stage.crop**2
         distorted = torch.zeros_like(bpp)
         if out is not None:
-            distorted = self._distortion(out.x_hat.float(), crops)
-            loss = bpp + weight(self.recipe.tune, self._lmbda(quality)) * distorted
+            distorted = distortion(tune)(out.x_hat.float(), crops)
+            loss = bpp + weight(tune, self._lmbda(quality)) * distorted
         whole = self.ranks.gather(torch.stack([loss, bpp, distorted], 1).detach())
         balanced = (loss / self._reference(whole[:, 0], qualities)[share]).mean()
         logged = [whole[:, 0].log(), whole[:, 1], whole[:, 2]]
-        name = "mse" if self.recipe.tune == "psnr" else "1-ms_ssim"
+        name = "mse" if tune == "psnr" else "1-ms_ssim"
         names = ("loss", "bpp", name)
         return balanced, {n: v.mean() for n, v in zip(names, logged, strict=True)}
 
@@ -142,6 +151,16 @@ class Trainer:
             optimizer.found_inf = skipped  # type: ignore[attr-defined]
             optimizer.step()
         self._update_average()
+
+    def _tune(self, stage: Stage) -> str:
+        """What a stage is tuned for."""
+        return stage.loss or self.recipe.tune
+
+    def _surrogate(self, stage: Stage) -> Surrogate:
+        """What stands for rounding in the step at hand; its noise follows from step and process."""
+        seed = (self.recipe.seed << 32) + (self.total_steps << 8) + self.ranks.index
+        generator = torch.Generator().manual_seed(seed)
+        return SURROGATES[stage.surrogate](generator, self.stage_step / stage.steps)
 
     def _lmbda(self, quality: Tensor) -> Tensor:
         low, high = self.recipe.codec.lmbda_min, self.recipe.codec.lmbda_max

@@ -14,6 +14,7 @@ from torch import Tensor
 from lvqcodec.entropy.msp import channel_groups
 from lvqcodec.errors import UsageError
 from lvqcodec.model import CodecModel
+from lvqcodec.transforms.base import NETWORKS
 
 _OF_A_GROUP = re.compile(r"(.*)\.(heads|seed_inputs|seed_blocks|seed_scales)\.(\d+)\.(.*)")
 
@@ -23,7 +24,7 @@ def adapt(state: Mapping[str, Tensor], model: CodecModel) -> tuple[dict[str, Ten
 
     A probability model may have other channel groups, or linear predictors that the other one
     lacked: what a group is told of new seeds, or such a predictor says, counts for nothing at
-    first, so with finer groups it begins exactly as good as the one it came from. Each pyramid of
+    first, so with finer groups it begins exactly as good as the one it came from. Each network of
     the transform, and the probability model, stays as it is in `model` where its sizes differ in
     any other way.
     Raises UsageError where anything else differs.
@@ -33,21 +34,24 @@ def adapt(state: Mapping[str, Tensor], model: CodecModel) -> tuple[dict[str, Ten
         found = {name: _find(name, value, state, model) for name, value in wanted.items()}
     except (LookupError, RuntimeError) as error:
         raise UsageError(f"cannot start from weights that are no codec's: {error}") from None
-    anew = sorted({_part(name) for name, value in found.items() if value is None})
+    parts = {name: _part(name, model) for name in found}
+    anew = sorted({parts[name] for name, value in found.items() if value is None})
     if "" in anew:
-        name = next(n for n, value in found.items() if value is None and not _part(n))
+        name = next(n for n, value in found.items() if value is None and not parts[n])
         raise UsageError(f"cannot start from weights whose {name!r} differs; train from data")
     result: dict[str, Tensor] = {}
     for name, value in found.items():
-        result[name] = wanted[name] if value is None or _part(name) in anew else value
+        result[name] = wanted[name] if value is None or parts[name] in anew else value
     return result, anew
 
 
-def _part(name: str) -> str:
+def _part(name: str, model: CodecModel) -> str:
     """Return which part of a codec that may begin anew a parameter belongs to, if any."""
-    before, pyramid, _ = name.partition("_pyramid.")
-    if pyramid:
-        return f"{before}_pyramid"
+    parts = model.transform.parts()
+    networks = [module for part in NETWORKS for module in parts[part]]
+    for inner, module in model.transform.named_modules():
+        if module in networks and name.startswith(f"transform.{inner}."):
+            return f"transform.{inner}"
     return "entropy" if name.startswith("entropy.") else ""
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transform axis: picture <-> latents."""
 
-from lvqcodec.config import TransformConfig
+from lvqcodec.transforms.base import Transform
 from lvqcodec.transforms.lapped import LappedTransform
 
-TRANSFORMS = {"lapped": LappedTransform}
+TRANSFORMS: dict[str, type[Transform]] = {"lapped": LappedTransform}
 """Every transform by name. A new one is a class in its own file and a line here."""
 
-__all__ = ["TRANSFORMS", "LappedTransform", "TransformConfig"]
+__all__ = ["TRANSFORMS", "LappedTransform", "Transform"]

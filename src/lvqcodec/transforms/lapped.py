@@ -20,13 +20,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lvqcodec.config import TransformConfig
+from lvqcodec.config import AxisConfig, limited
 from lvqcodec.errors import UsageError
 from lvqcodec.layers import QualityTable, ResidualBlock, module_list
+from lvqcodec.transforms.base import Transform
 
 STRIDE = 8
 """Pixels per latent position and direction."""
@@ -170,19 +172,37 @@ class _Pyramid(nn.Module):
         return out
 
 
-class LappedTransform(nn.Module):
+class LappedTransform(Transform):
     """Analysis g_a and synthesis g_s between pictures and latents at 1/8 resolution."""
 
+    @dataclass(frozen=True)
+    class Config(AxisConfig):
+        """Sizes of the transform.
+
+        `analysis` and `synthesis` are the levels of their networks, in order, each as
+        (pixels per position and direction, channels, residual blocks).
+        """
+
+        name: str = "lapped"
+        latent_channels: int = 192
+        analysis: tuple[tuple[int, int, int], ...] = limited(((4, 48, 2), (8, 96, 3)), length=8)
+        synthesis: tuple[tuple[int, int, int], ...] = limited(((8, 96, 3), (4, 48, 2)), length=8)
+
+        @property
+        def layers(self) -> int:
+            """See `AxisConfig.layers`."""
+            return 2 * sum(blocks for _, _, blocks in self.analysis + self.synthesis)
+
+    config: Config
     stride = STRIDE
     prefilter: Tensor
 
-    def __init__(self, config: TransformConfig) -> None:
-        super().__init__()
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
         for pixels, _, _ in (*config.analysis, *config.synthesis):
             if pixels < 1 or STRIDE % pixels:
                 raise UsageError(f"a level of {pixels} pixels does not divide blocks of {STRIDE}")
-        self.config = config
-        latent = config.latent_channels
+        self.channels = latent = config.latent_channels
         self.register_buffer("prefilter", lapped_filter(STRIDE).float(), persistent=False)
         self.klt = Pointwise(_BLOCK, latent)
         self.inverse_klt = Pointwise(latent, _BLOCK)
@@ -198,6 +218,36 @@ class LappedTransform(nn.Module):
     def synthesis_reach(self) -> int:
         """Positions around it on whose latents a pixel depends: networks see what is lapped."""
         return _reach(self.config.synthesis) + 1
+
+    def start(self, crops: Tensor) -> None:
+        """Set the linear path to the KLT of the blocks of pictures (B, 3, H, W)."""
+        blocks = torch.cat([self.blocks(c[None]).flatten(2)[0].T for c in crops]).double()
+        mean = blocks.mean(0)
+        centred = blocks - mean
+        _, vectors = torch.linalg.eigh(centred.T @ centred / len(blocks))
+        basis = vectors.flip(1)[:, : self.channels].T
+        self.klt.weight.copy_(basis)
+        self.klt.bias.copy_(-basis @ mean)
+        self.inverse_klt.weight.copy_(basis.T)
+        self.inverse_klt.bias.copy_(mean)
+
+    def parts(self) -> dict[str, Sequence[nn.Module]]:
+        """See `Transform.parts`; "klt" is the linear path, the others are the networks beside."""
+        return {
+            "klt": [self.klt, self.inverse_klt],
+            "analysis": [self.analysis_pyramid],
+            "synthesis": [self.synthesis_pyramid],
+        }
+
+    def decoder_modules(self) -> Sequence[nn.Module]:
+        """See `Transform.decoder_modules`."""
+        return [self.inverse_klt, self.synthesis_pyramid]
+
+    def rate_class(self, name: str) -> str:
+        """See `Transform.rate_class`."""
+        if name.startswith(("klt.", "inverse_klt.")):
+            return "klt"
+        return "matrices" if name.endswith(".weight") else "networks"
 
     def blocks(self, x: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W), sides multiples of 8, to blocks (B, 192, H/8, W/8)."""
