@@ -24,7 +24,7 @@ from test_docs import EXTENDING, PAGES, ROOT, fenced
 from lvqcodec import codec
 
 ELSEWHERE = re.compile(r"^(git|pip|make|lvq batch) ", re.MULTILINE)
-BLOCKS = [block for block in fenced("sh") if not ELSEWHERE.search(block)]
+BLOCKS = [block for block in dict.fromkeys(fenced("sh")) if not ELSEWHERE.search(block)]
 PYTHON = fenced("python", *(name for name in PAGES if name != EXTENDING))
 ANCHORS = {"Other": {"bpp": [0.5, 1.5, 3.0, 5.0], "psnr": [15.0, 20.0, 25.0, 30.0]}}
 RECIPE = f"""
