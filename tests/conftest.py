@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lvqcodec import codec
-from lvqcodec.coding.tables import parametric_tables
 from lvqcodec.entropy import MultiScaleProgressive
+from lvqcodec.lattices.tables import parametric_tables
 from lvqcodec.lvqfile import open_lvq
 from lvqcodec.model import CodecConfig, CodecModel
 from lvqcodec.options import EncodeOptions

@@ -25,10 +25,11 @@ from PIL import Image
 
 from lvqcodec import codec, stream, tiling
 from lvqcodec.catalog import find_by_digest
-from lvqcodec.coding.tables import CodingTables, RowTable, parametric_tables
+from lvqcodec.coding.tables import RowTable
 from lvqcodec.container import SECTION_LATENTS, SECTION_TILES, Section, pack, read_header, unpack
 from lvqcodec.entropy import MultiScaleProgressive
 from lvqcodec.entropy.base import LATENT_UNITS
+from lvqcodec.lattices.tables import CodingTables, parametric_tables
 from lvqcodec.lvqfile import open_lvq
 from lvqcodec.model import CodecConfig
 from lvqcodec.picture import Picture
@@ -138,10 +139,11 @@ def _add_model() -> None:
     if (GOLDEN / f"{MODEL}.toml").exists():
         return
     full = parametric_tables()
+    e8 = full.others["e8"]
     tables = {
         **full.to_arrays(),
-        **{f"scalar.{key}": value for key, value in _shorten(full.scalar).to_arrays().items()},
-        **{f"lattice.{key}": value for key, value in _shorten(full.lattice).to_arrays().items()},
+        **{f"scalar.{key}": value for key, value in _shorten(full.z.rows).to_arrays().items()},
+        **{f"lattice.{key}": value for key, value in _shorten(e8.rows).to_arrays().items()},
     }
     install(make_model(CONFIG), GOLDEN, MODEL, tables=CodingTables.from_arrays(tables))
 

@@ -56,6 +56,14 @@ def test_grey_scalar_file():
     assert pack(header, [Section(SECTION_LATENTS, b"")]) == data
 
 
+def test_the_stride_is_a_flag_of_its_own():
+    sections = [Section(SECTION_LATENTS, b"crc!")]
+    for channels, bits in ((3, 0), (1, 1)):
+        header = Header(127, 128, channels, 100, "z", bytes(4))
+        wide = Header(127, 128, channels, 100, "z", bytes(4), stride=16)
+        assert (pack(header, sections)[10], pack(wide, sections)[10]) == (bits, bits | 2)
+
+
 def test_header_needs_only_the_first_bytes():
     assert read_header(GOLDEN[: container.MAX_HEADER_BYTES]) == HEADER
     assert read_header(GOLDEN[:24]) == HEADER
@@ -121,9 +129,9 @@ def test_every_flipped_bit_is_refused():
             checked(with_byte(HEAD, 9, 2)) + checked(LATENTS),
             "stream version 2 is not known.*: upgrade",
         ),
-        "flags": (checked(with_byte(HEAD, 10, 3)), "flags 0x03 are not known: upgrade"),
+        "flags": (checked(with_byte(HEAD, 10, 7)), "flags 0x07 are not known: upgrade"),
         "quality": (checked(with_byte(HEAD, 11, 101)), r"quality 101 is outside 0\.\.100"),
-        "lattice": (checked(with_byte(HEAD, 12, 2)), "lattice 2 is not known: upgrade"),
+        "lattice": (checked(with_byte(HEAD, 12, 3)), "lattice 3 is not known: upgrade"),
         "no width": (sized("00 02"), r"width 0 is outside 1\.\.65535"),
         "no height": (sized("02 00"), r"height 0 is outside 1\.\.65535"),
         "wide": (sized("808004 01"), r"width 65536 is outside 1\.\.65535"),
@@ -191,9 +199,10 @@ def test_pack_refuses_what_unpack_would(kinds, message):
         ("height", 65536, "height 65536"),
         ("channels", 4, "channels, not 4"),
         ("quality", -1, "quality -1"),
-        ("lattice", "leech", "lattice 'leech' is not one of z, e8"),
+        ("lattice", "leech", "lattice 'leech' is not one of z, e8, d4"),
         ("model", b"abc", "4 bytes of its digest, not 3"),
         ("stream_version", 0, "stream version 0"),
+        ("stride", 4, r"a stride of 4 pixels is not one of \(8, 16\)"),
     ],
 )
 def test_header_holds_to_the_limits(field, value, message):
@@ -220,9 +229,10 @@ def test_sizes_from_the_file_allocate_nothing():
     st.binary(min_size=4, max_size=4),
     st.binary(max_size=20_000),
     st.dictionaries(st.integers(0x80, 0xFF), st.binary(max_size=300), max_size=5),
+    st.sampled_from(container.STRIDES),
 )
-def test_round_trip(width, height, channels, quality, lattice, model, payload, others):
-    header = Header(width, height, channels, quality, lattice, model)
+def test_round_trip(width, height, channels, quality, lattice, model, payload, others, stride):
+    header = Header(width, height, channels, quality, lattice, model, stride=stride)
     sections = {SECTION_LATENTS: payload} | others
     data = pack(header, [Section(*section) for section in sections.items()])
     assert unpack(data) == (header, sections)

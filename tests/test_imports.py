@@ -20,12 +20,12 @@ PACKAGE = Path(lvqcodec.errors.__file__).parent
 FLOORS = (
     (
         *("errors", "files", "interrupts", "config", "container", "catalog", "tiling"),
-        *("footprint", "threads", "options", "lvqfile", "progress"),
+        *("footprint", "threads", "options", "lvqfile", "progress", "suffixes"),
     ),
     (
         *("picture", "colour", "metadata", "reader", "imageio", "extras", "metrics", "peers"),
         *("structure", "formats", "sources", "memory"),
-        *("coding", "coding.tables", "coding.rangecoder"),
+        *("coding", "coding.tables", "coding.fitting", "coding.rangecoder"),
     ),
     ("guard", "lattices", "lattices.*", "layers", "integer"),
     ("transforms", "transforms.*", "quantizer", "entropy", "entropy.*"),
@@ -66,7 +66,7 @@ TORCH_FROM = 2
 THIRD_PARTY_BELOW_TORCH = {"numpy", "PIL", "constriction"}
 CLI_TOP = {
     *("", "errors", "files", "interrupts", "container", "catalog", "config", "tiling"),
-    *("footprint", "threads", "options", "lvqfile", "progress"),
+    *("footprint", "threads", "options", "lvqfile", "progress", "suffixes"),
 }
 # the commands whose bodies may reach into training/
 TRAINING_COMMANDS = ("*train*", "*export*")

@@ -11,11 +11,11 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from lvqcodec.coding.tables import parametric_tables
 from lvqcodec.config import from_table
 from lvqcodec.entropy import ENTROPY_MODELS, MultiScaleProgressive
 from lvqcodec.entropy.base import FRACTION, NUM_BINS, SIGMAS
 from lvqcodec.errors import ModelMismatch, UsageError
+from lvqcodec.lattices.tables import parametric_tables
 from lvqcodec.layers import QualityTable, ResidualBlock, floor_ste, round_ste
 from lvqcodec.likelihood import bin_sigma, logistic_bits, nearest_bin, rdo_round
 from lvqcodec.model import CodecConfig, CodecModel, theoretical_step

@@ -16,7 +16,7 @@ from lvqcodec import container, imageio, stream, tiling
 from lvqcodec.cli import main
 from lvqcodec.codec import Picture, decode, decode_picture, encode, load_model
 from lvqcodec.coding.rangecoder import PartialDecoder, SymbolEncoder
-from lvqcodec.coding.tables import RowTable, parametric_tables
+from lvqcodec.coding.tables import RowTable
 from lvqcodec.container import (
     SECTION_LATENTS,
     SECTION_TILES,
@@ -27,6 +27,7 @@ from lvqcodec.container import (
     unpack_partial,
 )
 from lvqcodec.errors import FormatError, LvqError, StreamError, UnsupportedImage
+from lvqcodec.lattices.tables import parametric_tables
 from lvqcodec.metrics import psnr
 from lvqcodec.quantizer import Quantizer
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from test_imageio import COLOUR, GREY, SMOOTH_COLOUR, chunk, frames, png, saved, tiff, written
 
-from lvqcodec import formats, imageio
+from lvqcodec import formats, imageio, suffixes
 from lvqcodec.colour import Colours, stated_to_srgb
 from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
 from lvqcodec.formats import read_jxl_header
@@ -729,4 +729,4 @@ def test_other_formats_load_no_packages():
     "suffix", [".heic", ".heif", ".jxl", ".gif", ".mpo", ".jpe", ".jfif", ".apng"]
 )
 def test_suffixes_of_what_is_read_are_taken_from_folders(suffix):
-    assert suffix in imageio.SUFFIXES
+    assert suffix in suffixes.READ

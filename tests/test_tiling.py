@@ -93,8 +93,11 @@ def test_windows_shift_grow_and_meet():
     assert window.seen_from(origin).shifted(origin) == window
     assert window.grown(3, (10, 6)) == Window(slice(2, 10), slice(0, 6))
     assert window.common(Window(slice(0, 6), slice(2, 9))) == Window(slice(5, 6), slice(2, 4))
-    assert window.pixels(70, 30) == Window(slice(40, 70), slice(0, 30))
-    assert tiling.covering(Window(slice(7, 17), slice(8, 16))) == Window(slice(0, 3), slice(1, 2))
+    assert window.pixels(70, 30, 8) == Window(slice(40, 70), slice(0, 30))
+    assert window.pixels(130, 30, 16) == Window(slice(80, 130), slice(0, 30))
+    pixels = Window(slice(7, 17), slice(8, 16))
+    assert tiling.covering(pixels, 8) == Window(slice(0, 3), slice(1, 2))
+    assert tiling.covering(pixels, 16) == Window(slice(0, 2), slice(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,18 @@ def test_windows_shift_grow_and_meet():
 def test_only_large_pictures_are_cut_unless_asked_for(size, tile, count, side):
     cut = tiling.choose(Header(*size, 3, 50, "e8", bytes(4)), tile)
     assert (len(cut), cut.side) == (count, side)
+
+
+def test_sides_are_in_pixels_whatever_the_stride():
+    wide = {stride: Header(3000, 2000, 3, 50, "e8", bytes(4), stride=stride) for stride in (8, 16)}
+    for tile, side in ((None, 1024), (256, 256)):
+        cut = [tiling.choose(header, tile) for header in wide.values()]
+        assert [(c.stride * c.side, len(c)) for c in cut] == [(side, len(cut[0]))] * 2
+        assert len({c.window * c.stride for c in cut}) == 1
+    assert tiling.choose(wide[16]).size == (125, 188)
+    assert tiling.untiled(wide[16]).stride == 16
+    with pytest.raises(UsageError, match="from 64 to 32768"):
+        tiling.choose(wide[16], 32)
 
 
 @pytest.mark.parametrize("tile", [0, -32, 16, 100, 65536])
@@ -339,7 +354,7 @@ def test_damage_to_a_tile_is_seen_where_it_shows(files):
         decode(damaged)
     with pytest.raises(StreamError):
         decode(damaged, region=(40, 40, 1, 1))  # in another tile, but within the synthesis' reach
-    far = box(cut[len(cut) - 1].pixels(HEIGHT, WIDTH))
+    far = box(cut[len(cut) - 1].pixels(HEIGHT, WIDTH, cut.stride))
     found = decode(damaged, region=far)
     assert np.array_equal(found, decode(data, region=far))
     assert np.abs(found.astype(int) - whole[far[1] :, far[0] :]).max() <= 1
@@ -356,7 +371,7 @@ def test_tiles_depend_on_no_other(loaded, photograph):
     cut = tiling.choose(Header(130, 130, 3, 50, "e8", bytes(4)), SIDE)
     reach = loaded.model.transform.analysis_reach
     for index, equal in enumerate(same):
-        seen = cut[index].grown(reach, cut.size).pixels(130, 130)
+        seen = cut[index].grown(reach, cut.size).pixels(130, 130, cut.stride)
         assert equal or min(seen.rows.stop, seen.columns.stop) > 100
 
 
@@ -451,7 +466,7 @@ def test_the_synthesis_of_small_tiles_costs_no_more_than_that_of_larger_ones(
 
     def watched(synthesis, window):
         height, width = window.grown(synthesis._reach, synthesis._tiling.size).grid
-        looked_at.append(height * width * tiling.STRIDE**2)
+        looked_at.append(height * width * synthesis._tiling.stride**2)
         show(synthesis, window)
 
     monkeypatch.setattr(Synthesis, "_show", watched)

@@ -23,8 +23,9 @@ import lvqcodec
 from lvqcodec import codec
 from lvqcodec.catalog import find_model, read_files
 from lvqcodec.cli import main
-from lvqcodec.coding.tables import LATTICE_MIN_BIN, parametric_tables
 from lvqcodec.errors import ModelMismatch, ModelNotFound, UsageError
+from lvqcodec.lattices.parity import FIRST_BIN
+from lvqcodec.lattices.tables import CodingTables, parametric_tables
 from lvqcodec.model import CodecModel
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.training import export as exporting
@@ -529,17 +530,25 @@ def test_fitted_tables_and_polish_make_better_files(
 def test_tables_are_fitted_to_what_the_lattices_choose(
     finished, pictures, tmp_path, monkeypatch, quick_export
 ):
-    fit, seen = fitting.fit_tables, []
-    monkeypatch.setattr(fitting, "fit_tables", lambda h: seen.append(h) or fit(h))
+    fit, seen = CodingTables.fitted, []
+    monkeypatch.setattr(CodingTables, "fitted", lambda old, now: seen.append(now) or fit(old, now))
     exporting.export(finished[0], name="x", out=tmp_path, data=[pictures], device="cpu")
     assert len(seen) == fitting._ROUNDS
-    for histograms in seen:
-        scalars, coordinates = histograms.counts
-        assert scalars.sum() == exporting.FIT_CROPS * 8 * 8 * 24  # all latents, as Z^n codes them
-        assert scalars[:, 1::2].sum() == 0 and coordinates[:, 1::2].sum() > 0  # halves are E8's
+    for found in seen:
+        scalars, coordinates = (found[name]["counts"] for name in ("z", "e8"))
+        assert scalars.sum() == exporting.FIT_CROPS * 8 * 8 * 24  # all latents, as Z codes them
+        assert coordinates[:, 1::2].sum() > 0  # halves
         assert 0 < coordinates.sum() < scalars.sum() and coordinates.sum() % 8 == 0
-        assert coordinates[:LATTICE_MIN_BIN].sum() == 0
-        assert (histograms.offsets[histograms.counts == 0] == 0).all()
+        assert coordinates[:FIRST_BIN].sum() == 0
+        for counts in found.values():
+            assert (counts["offsets"][counts["counts"] == 0] == 0).all()
+
+
+def in_half_units(counts):
+    """How often each distance from the mean was chosen, in vectors or not."""
+    total = np.zeros(1025, int)
+    total[::2] += counts["z"]["counts"].sum(0)
+    return total + counts["e8"]["counts"].sum(0) if "e8" in counts else total
 
 
 def test_crops_of_one_quality_are_coded_together(new_model, photograph):
@@ -565,7 +574,7 @@ def test_crops_of_one_quality_are_coded_together(new_model, photograph):
         errors = [float((y_hat - y).square().mean()) for y_hat in (together, apart)]
         assert errors[0] == pytest.approx(errors[1], rel=tolerance)
         assert both.bits == pytest.approx(single.bits, rel=max(tolerance / 6, 1e-9))
-        counts = [tally.histograms.counts.sum((0, 1)) for tally in (both, single)]
+        counts = [in_half_units(tally.counts) for tally in (both, single)]
         assert np.abs(counts[0] - counts[1]).sum() <= tolerance * counts[1].sum()
 
 

@@ -16,9 +16,9 @@ every byte but the last. It MUST be the shortest form and at most 5 bytes long.
 | 8 | magic | `8B 4C 56 51 0D 0A 1A 0A`, which no transfer in text mode leaves intact |
 | 1 | container version | u8, 1: how to parse what follows |
 | 1 | stream version | u8, 1: what the bits of the sections mean |
-| 1 | flags | u8, bit 0: the picture is grey (one channel); the other bits MUST be 0 |
+| 1 | flags | u8, bit 0: grey (one channel); bit 1: stride 16, not 8; the other bits MUST be 0 |
 | 1 | quality | u8, 0 to 100: the rate point, from which the decoder derives its steps |
-| 1 | lattice | u8, 0: Z (scalar), 1: E8 |
+| 1 | lattice | u8, 0: Z (scalar), 1: E8, 2: D4 |
 | 4 | model | the first 4 bytes of the SHA-256 of the weights file |
 | 1 to 3 | width | varint, 1 to 65535 |
 | 1 to 3 | height | varint, 1 to 65535; width times height MUST NOT exceed 2^28 |
@@ -106,20 +106,23 @@ files that were valid once stay so. New kinds of section need no new version.
 |---|---|---|---|
 | 1 | 1 | 0.1 | the first |
 | 1 | 1 | 0.1 | the sections alpha, ICC, EXIF and XMP |
+| 1 | 1 | 0.1 | the stride of 16 |
 
 ## Stream version 1
 
-The picture, its last row and column repeated up to multiples of 8, has ceil(height / 8) x
-ceil(width / 8) latent positions of as many channels as the weights say. The integers are the
+The picture, its last row and column repeated up to multiples of the stride, 8 or 16 pixels, has
+ceil(height / stride) x ceil(width / stride) latent positions of as many channels as the weights
+say. The stride in the header MUST be that of the weights. The integers are the
 reconstructed latents in 64ths of a step; their CRC-32 takes them position by position in
 raster order, channel by channel, each as a signed 32-bit number, least significant byte first.
 
 The weights fix everything else, as stored in their file: the order of the parallel steps and the
 integer networks that give each latent a mean (1/64 step) and a scale (1/16 bin, rounded to one of
 64 bins, halves up) are those of `entropy/msp.py`; which latents form lattice vectors and in which
-order their symbols come is told in `quantizer.py`; rows, escapes and the words of the range coder
-in `coding/rangecoder.py`. A change to any of them that changes bits is a new stream version. The
-synthesis is floating point and may differ by 1 in a few samples between machines.
+order their symbols come is told in `quantizer.py` and in `lattices/`; rows, escapes and the words
+of the range coder in `coding/rangecoder.py`. A change to any of them that changes bits is a new
+stream version. The synthesis is floating point and may differ by 1 in a few samples between
+machines.
 
 ## Example
 
@@ -160,13 +163,17 @@ MAX_METADATA_BYTES = 2**24
 MAX_SIDE = 65535
 MAX_PIXELS = 2**28
 MAX_HEADER_BYTES = 27
+STRIDES = (8, 16)
+"""Pixels per latent position and direction that a file may have; the first needs no flag."""
+
 CHECK_BYTES = 4
 
 _PICTURES = frozenset({SECTION_LATENTS, SECTION_TILES})  # of which a file has one
 _KNOWN_KINDS = _PICTURES | {SECTION_ALPHA}
 _OPTIONAL = 0x80
 _GREY = 0x01
-_LATTICE_IDS = {"z": 0, "e8": 1}  # on the wire: append only
+_STRIDE_16 = 0x02
+_LATTICE_IDS = {"z": 0, "e8": 1, "d4": 2}  # on the wire: append only
 LATTICES = tuple(_LATTICE_IDS)
 """The lattices by name."""
 
@@ -241,6 +248,7 @@ class Header:
     lattice: str
     model: bytes
     stream_version: int = STREAM_VERSION
+    stride: int = STRIDES[0]
 
     def __post_init__(self) -> None:
         """Hold to the limits of the format; raises FormatError."""
@@ -256,6 +264,8 @@ class Header:
             raise FormatError(f"quality {self.quality} is outside 0..100")
         if self.lattice not in _LATTICE_IDS:
             raise FormatError(f"lattice {self.lattice!r} is not one of {', '.join(_LATTICE_IDS)}")
+        if self.stride not in STRIDES:
+            raise FormatError(f"a stride of {self.stride} pixels is not one of {STRIDES}")
         if len(self.model) != 4:
             raise FormatError(f"the model is named by 4 bytes of its digest, not {len(self.model)}")
 
@@ -274,7 +284,7 @@ def pack(header: Header, sections: Iterable[Section]) -> bytes:
         MAGIC,
         CONTAINER_VERSION,
         header.stream_version,
-        _GREY if header.channels == 1 else 0,
+        _GREY * (header.channels == 1) | _STRIDE_16 * (header.stride == 16),
         header.quality,
         _LATTICE_IDS[header.lattice],
         header.model,
@@ -423,13 +433,14 @@ def _parse_header(data: bytes) -> tuple[Header, int]:
     height, at = read_varint(data, at, "the header")
     at = verify_crc(data, 0, at, "the header")
     # from here on the bytes are what a writer wrote: what is not known is new
-    if flags & ~_GREY:
+    if flags & ~(_GREY | _STRIDE_16):
         raise FormatError(f"flags 0x{flags:02x} are not known: upgrade lvqcodec")
     if lattice not in _LATTICE_NAMES:
         raise FormatError(f"lattice {lattice} is not known: upgrade lvqcodec")
     channels = 1 if flags & _GREY else 3
     name = _LATTICE_NAMES[lattice]
-    return Header(width, height, channels, quality, name, model, stream_version), at
+    stride = 16 if flags & _STRIDE_16 else 8
+    return Header(width, height, channels, quality, name, model, stream_version, stride), at
 
 
 def _check_magic(data: bytes) -> None:

@@ -36,7 +36,7 @@ from lvqcodec.progress import OnProgress, Progress
 from lvqcodec.quantizer import RDO_LAMBDA
 from lvqcodec.stream import Tile
 from lvqcodec.synthesis import Synthesis
-from lvqcodec.tiling import STRIDE, Window
+from lvqcodec.tiling import Window
 
 ROUNDS = (0, 1, 1, 2, 4, 8, 16, 32, 64, 96)
 """Rounds of every effort of `config.EFFORTS`; that of effort 1 looks at the distortion alone.
@@ -285,7 +285,8 @@ def _cost_of(source: Source, window: Window) -> Cost:
     )
     inside = place.seen_from(outer)
     background = cut(source.surroundings.clone(), source.around.grid, outer)
-    height, width = window.shifted(source.core).pixels(header.height, header.width).grid
+    shown = window.shifted(source.core).pixels(header.height, header.width, model.stride)
+    height, width = shown.grid
     weight, quality = original.weight * height * width, original.coder.quality.clone()
     distorted = distortion(original.tune)
 
@@ -293,7 +294,7 @@ def _cost_of(source: Source, window: Window) -> Cost:
         x = x[..., :height, :width]
         return x.mean(1, keepdim=True) if header.channels == 1 else x
 
-    x = seen(source.x[..., *place.pixels(*source.x.shape[-2:])].clone())
+    x = seen(source.x[..., *_pixels(place, source.x, model.stride)].clone())
 
     def cost(y_hat: Tensor) -> Tensor:
         if outer != place:
@@ -301,31 +302,37 @@ def _cost_of(source: Source, window: Window) -> Cost:
             canvas[:, inside.rows, inside.columns] = torch.unflatten(y_hat, 1, window.grid)
             y_hat = canvas.flatten(1, 2)
         x_hat = model.synthesis(y_hat, outer.grid, quality)
-        x_hat = x_hat[..., *inside.pixels(*x_hat.shape[-2:])]
+        x_hat = x_hat[..., *_pixels(inside, x_hat, model.stride)]
         spent: Tensor = weight * distorted(seen(x_hat.clamp(0, 1)), x).sum()
         return spent
 
     return cost
 
 
+def _pixels(window: Window, x: Tensor, stride: int) -> Window:
+    """Rows and columns of a picture (B, 3, H, W) for a window of its positions."""
+    height, width = x.shape[-2:]
+    return window.pixels(height, width, stride)
+
+
 def _cut_into_parts(original: Original) -> list[list[Part]]:
     """Cut every tile of a picture into parts."""
     tiles = (original.tiling[index] for index in range(len(original.tiling)))
     period = original.loaded.model.entropy.period
-    windows = [list(_windows(tile.grid, period)) for tile in tiles]
+    side = max(PART // original.tiling.stride // period, 1) * period
+    windows = [list(_windows(tile.grid, side, period)) for tile in tiles]
     count = sum(map(len, windows))
     places = iter(range(count))
     return [[Part(*pair, (next(places), count)) for pair in pairs] for pairs in windows]
 
 
-def _windows(grid: tuple[int, int], period: int) -> Iterator[tuple[Window, Window]]:
+def _windows(grid: tuple[int, int], side: int, period: int) -> Iterator[tuple[Window, Window]]:
     """Cut a tile into cores, each with the window of the tile around it that is looked at.
 
     Windows begin at multiples of `period`, where the order of coding repeats itself, and reach as
     far beyond their cores as the networks see much.
     """
     height, width = grid
-    side = PART // STRIDE // period * period
     everything = Window(slice(0, height), slice(0, width))
     if 2 * height * width <= 3 * side * side:
         yield everything, everything

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lvqcodec import __version__, codec, imageio, metrics
+from lvqcodec import __version__, codec, imageio, metrics, suffixes
 from lvqcodec.catalog import DEFAULT_MODEL
 from lvqcodec.errors import UsageError
 from lvqcodec.memory import peak_memory
@@ -196,11 +196,11 @@ def list_pictures(folder: str | os.PathLike[str], limit: int | None = None) -> l
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"`{folder}` is not a folder: give one that holds pictures")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in imageio.SUFFIXES)[
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes.READ)[
         :limit
     ]
     if not found:
-        kinds = ", ".join(imageio.SUFFIXES)
+        kinds = ", ".join(suffixes.READ)
         raise UsageError(f"no pictures in `{folder}`: put some there ({kinds})")
     return found
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from lvqcodec.container import Header
 from lvqcodec.errors import LvqError
 from lvqcodec.options import EncodeOptions
-from lvqcodec.tiling import STRIDE, Tiling, Window, choose
+from lvqcodec.tiling import Tiling, Window, choose
 
 SHARE = 0.5
 """Of the memory that is available, what coding may take unless told otherwise."""
@@ -94,11 +94,11 @@ def _work(tiling: Tiling) -> int:
     height, width = (
         max(side, min(wide, whole)) for side, whole in zip(tiling.largest, tiling.size, strict=True)
     )
-    return _TILE * STRIDE**2 * height * width
+    return _TILE * tiling.stride**2 * height * width
 
 
 def _band(tiling: Tiling, width: int) -> int:
-    rows, columns = (STRIDE * side + _OVERLAP for side in (tiling.held, tiling.largest[1]))
+    rows, columns = (tiling.stride * side + _OVERLAP for side in (tiling.held, tiling.largest[1]))
     return _LATENTS * rows * (width + columns)
 
 

@@ -4,7 +4,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -23,52 +23,10 @@ from lvqcodec.errors import FormatError, LvqError, UnsupportedImage, UsageError
 from lvqcodec.metadata import EXIF_PREFIX, orientation, rewritable, strip, tiff_tags
 from lvqcodec.picture import Picture, turn_back
 from lvqcodec.reader import READABLE, decode, find_reader, open_picture
-
-SUFFIXES = (
-    *(".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg"),
-    *(".jxl", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-)
-"""Suffixes of the pictures that are read, in lower case."""
+from lvqcodec.suffixes import SYNONYMS, WRITTEN, WrittenFormat
 
 _SIGNATURE_BYTES = 64
 _PATH = (str, os.PathLike)
-
-
-@dataclass(frozen=True)
-class _Format:
-    """A format to write, by Pillow's name, with what it holds beside colours.
-
-    limits: the largest number of bytes of each piece of metadata.
-    """
-
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-    holds: tuple[str, ...] = ()
-    limits: dict[str, int] = field(default_factory=dict)
-    grey_only: bool = False
-
-
-_ALL = ("alpha", "icc", "exif", "xmp")
-_JPEG = _Format(
-    "JPEG",
-    {"quality": 95, "subsampling": "4:4:4"},
-    ("icc", "exif", "xmp"),
-    {"exif": 65527, "xmp": 65502},  # of a segment, less the names
-)
-_TIFF = _Format("TIFF", {}, _ALL)
-# by suffix; lossless, or close to it
-_WRITABLE = {
-    "png": _Format("PNG", {}, _ALL),
-    "jpg": _JPEG,
-    "jpeg": _JPEG,
-    "webp": _Format("WEBP", {"lossless": True, "exact": True}, _ALL),
-    "avif": _Format("AVIF", {"quality": 95, "subsampling": "4:4:4"}, _ALL),
-    "tif": _TIFF,
-    "tiff": _TIFF,
-    "bmp": _Format("BMP"),
-    "ppm": _Format("PPM"),
-    "pgm": _Format("PPM", grey_only=True),
-}
 _BROKEN_IF_UNREAD = {*READABLE, "PGM"}
 _NAMES = {"icc": "the colour profile", "exif": "EXIF", "xmp": "XMP"}
 
@@ -208,12 +166,13 @@ def check_format(suffix: str) -> None:
     _format(suffix)
 
 
-def _format(suffix: str) -> _Format:
+def _format(suffix: str) -> WrittenFormat:
+    name = suffix.lower().removeprefix(".")
     try:
-        return _WRITABLE[suffix.lower().removeprefix(".")]
+        return WRITTEN[SYNONYMS.get(name, name)]
     except KeyError:
         raise UsageError(
-            f"cannot write a picture as {suffix!r}; choose one of {', '.join(_WRITABLE)}"
+            f"cannot write a picture as {suffix!r}; choose one of {', '.join(WRITTEN)}"
         ) from None
 
 
@@ -249,7 +208,7 @@ def _without(picture: Picture, left_out: Sequence[str]) -> Picture:
     return replace(upright, pixels=turn_back(upright.pixels, left), alpha=alpha)
 
 
-def _holds(form: _Format, name: str, picture: Picture) -> bool:
+def _holds(form: WrittenFormat, name: str, picture: Picture) -> bool:
     """Whether a format takes this piece of a picture's metadata."""
     data = getattr(picture, name)
     if name not in form.holds or len(data) > form.limits.get(name, len(data)):
@@ -261,7 +220,7 @@ def _holds(form: _Format, name: str, picture: Picture) -> bool:
     return True
 
 
-def _stays_grey(form: _Format, picture: Picture) -> bool:
+def _stays_grey(form: WrittenFormat, picture: Picture) -> bool:
     """Whether grey pixels are written as grey."""
     if form.name == "WEBP":
         return False
@@ -280,7 +239,7 @@ def _avif_has_grey() -> bool:
         return image.mode == "L"
 
 
-def _metadata_options(form: _Format, picture: Picture) -> dict[str, Any]:
+def _metadata_options(form: WrittenFormat, picture: Picture) -> dict[str, Any]:
     """The options that make Pillow write the metadata."""
     icc, exif, xmp = picture.icc, picture.exif, picture.xmp
     options: dict[str, Any] = {"icc_profile": icc} if icc else {}

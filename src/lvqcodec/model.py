@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lvqcodec.config import QUALITIES, AxisConfig, from_table, pick
 from lvqcodec.entropy import ENTROPY_MODELS
-from lvqcodec.entropy.base import FRACTION
+from lvqcodec.entropy.base import LATENT_UNITS
 from lvqcodec.errors import UsageError
 from lvqcodec.layers import QualityTable
 from lvqcodec.likelihood import bin_sigma, nearest_bin
@@ -24,7 +24,7 @@ from lvqcodec.surrogates import Surrogate, straight_through
 from lvqcodec.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
-    from lvqcodec.coding.tables import CodingTables
+    from lvqcodec.lattices.tables import CodingTables
 
 STEP_NODES = 6
 
@@ -237,7 +237,7 @@ class LatentQuantizer:
 
 def reconstruct(quantizer: Quantizer, j: Tensor, bins: Tensor, mean: Tensor) -> Tensor:
     """Return latents (B, P, c) in steps of coordinates j and bins (B * P * c,) around means."""
-    residual = quantizer.reconstruct(j, bins).to(mean.dtype) / FRACTION
+    residual = quantizer.reconstruct(j, bins).to(mean.dtype) / LATENT_UNITS
     return mean + residual.reshape(mean.shape)
 
 

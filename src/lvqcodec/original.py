@@ -21,7 +21,7 @@ from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 from lvqcodec.options import EncodeOptions
 from lvqcodec.picture import Picture
 from lvqcodec.stream import LoadedModel, Tile, TileCoder
-from lvqcodec.tiling import STRIDE, Tiling, Window
+from lvqcodec.tiling import Tiling, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,20 +100,22 @@ class Source:
 def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Original:
     """Make a picture ready to be coded, at the quality to begin with.
 
-    Raises UsageError for a quality that the model is not for and for what cannot be tuned for
+    Raises UsageError for a quality that the weights are not for and what cannot be tuned for
     MS-SSIM, UnsupportedImage for metadata larger than the format takes.
     """
     height, width = picture.pixels.shape[:2]
+    config = loaded.model.config
     header = Header(
         width=width,
         height=height,
         channels=1 if picture.pixels.ndim == 2 else 3,
-        quality=_quality(options, loaded.model.config.quality_range),
-        lattice=options.lattice or loaded.model.config.lattice,
+        quality=_quality(options, config.quality_range),
+        lattice=options.lattice or config.lattice,
         model=loaded.digest,
+        stride=loaded.model.stride,
     )
     tiles = tiling.choose(header, options.tile)
-    narrowest = STRIDE * min(s.stop - s.start for s in [*tiles.rows, *tiles.columns])
+    narrowest = header.stride * min(s.stop - s.start for s in [*tiles.rows, *tiles.columns])
     if options.tune == "ms-ssim" and min(height, width, narrowest) < MS_SSIM_MIN_SIDE:
         raise UsageError(
             f"MS-SSIM takes pictures and tiles of at least {MS_SSIM_MIN_SIDE} x {MS_SSIM_MIN_SIDE}"
@@ -124,13 +126,14 @@ def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Or
 
 
 def _quality(options: EncodeOptions, there: range) -> int:
-    """Return the quality that is wanted, by default the nearest to the usual one."""
-    if options.quality is not None and options.quality not in there:
+    """Return the quality to begin with; UsageError for one that the model's weights are not for."""
+    quality = options.chosen_quality
+    if options.quality is not None and quality not in there:
         raise UsageError(
-            f"quality {options.quality} is not one that this model is for:"
-            f" give {there[0]} to {there[-1]}, or another model"
+            f"quality {quality} is outside {there[0]}..{there[-1]}, which this model is for:"
+            " give one of these, or choose another model"
         )
-    return min(max(options.chosen_quality, there[0]), there[-1])
+    return min(max(quality, there[0]), there[-1])
 
 
 @torch.inference_mode()
@@ -139,7 +142,7 @@ def _analyse(original: Original, index: int) -> Source:
     header, model = original.header, original.loaded.model
     core = original.tiling[index]
     around = core.grown(model.transform.analysis_reach, original.tiling.size)
-    pixels = around.pixels(header.height, header.width)
+    pixels = around.pixels(header.height, header.width, header.stride)
     # a copy, because numpy arrays may be read-only or of negative strides
     x = torch.from_numpy(np.array(original.image[pixels])).to(original.loaded.device)
     x = x[None].expand(3, -1, -1) if header.channels == 1 else x.permute(2, 0, 1)

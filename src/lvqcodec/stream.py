@@ -95,10 +95,16 @@ class Tile:
 class TileCoder:
     """Turns the latents of tiles into bytes and back, as the header of their file says.
 
-    Latents are (1, h * w, C), in steps; `grid` is (h, w).
+    Latents are (1, h * w, C), in steps; `grid` is (h, w). Raises FormatError for a header with
+    another stride than the model's.
     """
 
     def __init__(self, header: Header, loaded: LoadedModel) -> None:
+        if header.stride != loaded.model.stride:
+            raise FormatError(
+                f"the file says {header.stride} pixels a position, its model has"
+                f" {loaded.model.stride}: it is damaged, get it again"
+            )
         self.model = loaded.model
         self.quality = quality_of(header, loaded)
         self.quantizer = Quantizer(header.lattice, loaded.tables)

@@ -40,8 +40,9 @@ class Synthesis:
         region: Window | None = None,
     ) -> None:
         self._header, self._coder, self._tiling, self._put = header, coder, tiling, put
-        self._region = region or tiling.everything.pixels(header.height, header.width)
-        self._shown = covering(self._region)
+        size = header.height, header.width
+        self._region = region or tiling.everything.pixels(*size, tiling.stride)
+        self._shown = covering(self._region, tiling.stride)
         self._reach = coder.model.transform.synthesis_reach
         seen = self._shown.grown(self._reach, tiling.size)
         rows, columns = (
@@ -94,8 +95,9 @@ class Synthesis:
         around = window.grown(self._reach, self._tiling.size)
         y_hat = self._held(around).flatten(1, 2)
         x_hat = coder.model.synthesis(y_hat, around.grid, coder.quality)
-        pixels = window.pixels(header.height, header.width).common(self._region)
-        here = pixels.seen_from(around.pixels(header.height, header.width))
+        size = header.height, header.width, self._tiling.stride
+        pixels = window.pixels(*size).common(self._region)
+        here = pixels.seen_from(around.pixels(*size))
         x_hat = x_hat[0, :, here.rows, here.columns]
         if header.channels == 1:
             x_hat = x_hat.mean(0, keepdim=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a large picture is cut into tiles of latents, and the bytes that hold them.
 
-Positions are those of the latent grid, STRIDE pixels each way. Tiles are coded one by one; the
+Positions are those of the latent grid, a stride of pixels each way. Tiles are coded one by one; the
 transforms overlap them: analysis and synthesis of a window look at a margin around it.
 """
 
@@ -17,6 +17,7 @@ from lvqcodec.container import (
     CHECK_BYTES,
     SECTION_LATENTS,
     SECTION_TILES,
+    STRIDES,
     Header,
     Section,
     checked,
@@ -25,9 +26,6 @@ from lvqcodec.container import (
     verify_crc,
 )
 from lvqcodec.errors import FormatError, UsageError
-
-STRIDE = 8
-"""Pixels per latent position and direction, in stream version 1."""
 
 TILE = 1024
 """Side of tiles in pixels, unless asked for otherwise."""
@@ -39,7 +37,7 @@ WHOLE_PIXELS = 2**21
 """Pictures of no more pixels are coded whole, unless asked for otherwise."""
 
 _EXPONENTS = range(2, 13)  # of the side of a tile in positions
-SIDES = [STRIDE << exponent for exponent in _EXPONENTS]
+SIDES = [STRIDES[0] << exponent for exponent in _EXPONENTS]
 """The sides in pixels that tiles may have."""
 
 _MIN_TILE = 4  # bytes: the CRC of its integers
@@ -76,27 +74,29 @@ class Window(NamedTuple):
         pairs = zip(self, grid, strict=True)
         return Window(*(slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in pairs))
 
-    def pixels(self, height: int, width: int) -> Window:
+    def pixels(self, height: int, width: int, stride: int) -> Window:
         """Rows and columns of pixels of a window of positions, as far as a picture goes."""
         pairs = zip(self, (height, width), strict=True)
-        return Window(*(slice(s.start * STRIDE, min(s.stop * STRIDE, n)) for s, n in pairs))
+        return Window(*(slice(s.start * stride, min(s.stop * stride, n)) for s, n in pairs))
 
 
-def covering(pixels: Window) -> Window:
+def covering(pixels: Window, stride: int) -> Window:
     """The positions that some rows and columns of pixels lie in."""
-    return Window(*(slice(s.start // STRIDE, -(-s.stop // STRIDE)) for s in pixels))
+    return Window(*(slice(s.start // stride, -(-s.stop // stride)) for s in pixels))
 
 
 @dataclass(frozen=True)
 class Tiling:
     """A grid of `size` (h, w) positions cut into tiles of `side`, in raster order.
 
+    `stride` is the pixels per position and direction.
     What is left over makes tiles of their own where it is at least half a side, else it belongs to
     the last ones.
     """
 
     size: tuple[int, int]
     side: int
+    stride: int = STRIDES[0]
 
     @cached_property
     def rows(self) -> list[slice]:
@@ -130,8 +130,9 @@ class Tiling:
         """
         height, width = self.size
         if len(self) > 1:
-            return max(self.side, LEAST_WINDOW // STRIDE)
-        return self.side if height * width * STRIDE**2 <= WHOLE_PIXELS else TILE // STRIDE
+            return max(self.side, LEAST_WINDOW // self.stride)
+        whole = height * width * self.stride**2 <= WHOLE_PIXELS
+        return self.side if whole else TILE // self.stride
 
     @property
     def held(self) -> int:
@@ -156,13 +157,13 @@ def pieces(part: slice, side: int) -> list[slice]:
 
 
 def _grid(header: Header) -> tuple[int, int]:
-    return -(-header.height // STRIDE), -(-header.width // STRIDE)
+    return -(-header.height // header.stride), -(-header.width // header.stride)
 
 
 def untiled(header: Header) -> Tiling:
     """A picture as one tile."""
     grid = _grid(header)
-    return Tiling(grid, max(grid))
+    return Tiling(grid, max(grid), header.stride)
 
 
 def choose(header: Header, tile: int | None = None) -> Tiling:
@@ -174,16 +175,21 @@ def choose(header: Header, tile: int | None = None) -> Tiling:
         if header.width * header.height <= WHOLE_PIXELS:
             return untiled(header)
         tile = TILE
-    tiling = Tiling(_grid(header), check_side(tile) // STRIDE)
+    side = check_side(tile, header.stride) // header.stride
+    tiling = Tiling(_grid(header), side, header.stride)
     return tiling if len(tiling) > 1 else untiled(header)
 
 
-def check_side(tile: int) -> int:
-    """Return a side of tiles in pixels; raises UsageError for one that the format does not have."""
-    if tile not in SIDES:
+def check_side(tile: int, stride: int = STRIDES[0]) -> int:
+    """Return a side of tiles in pixels; raises UsageError for one that is not of `SIDES`.
+
+    The smallest are too small for a larger stride.
+    """
+    sides = [side for side in SIDES if side // stride >= 1 << _EXPONENTS[0]]
+    if tile not in sides:
         raise UsageError(
-            f"tiles of {tile} pixels do not exist: give a power of two from {SIDES[0]}"
-            f" to {SIDES[-1]}"
+            f"tiles of {tile} pixels do not exist: give a power of two from {sides[0]}"
+            f" to {sides[-1]}"
         )
     return int(tile)
 
@@ -265,7 +271,7 @@ def _find_tiles(
             if payload
             else "the section of tiles is empty; fetch the file again"
         )
-    tiling = Tiling(_grid(header), 1 << exponent)
+    tiling = Tiling(_grid(header), 1 << exponent, header.stride)
     if size < 1 + len(tiling) * (1 + _MIN_TILE) + CHECK_BYTES:
         raise FormatError(f"{len(tiling)} tiles do not fit into {size} bytes; fetch the file again")
     what = "the table of tiles"

@@ -20,8 +20,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lvqcodec.coding.tables import CodingTables
 from lvqcodec.errors import LvqError, ModelMismatch
+from lvqcodec.lattices.tables import CodingTables
 from lvqcodec.layers import channels_last
 from lvqcodec.model import CodecConfig, CodecModel
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from signal import Signals
 from typing import Any
 
-from lvqcodec import imageio
+from lvqcodec import suffixes
 from lvqcodec.batch import records
 from lvqcodec.batch.budget import Allocation, Measured, allocate
 from lvqcodec.batch.engines import Engine, WorkerDied, open_engine
@@ -187,7 +187,7 @@ def _prepare(job: Job, choice: Choice) -> tuple[Job, Store, Store, Plan]:
     planned = plan(
         source,
         destination,
-        suffixes=(".lvq",) if settings.decode else imageio.SUFFIXES,
+        suffixes=(".lvq",) if settings.decode else suffixes.READ,
         new_suffix=settings.suffix,
         include=choice.include,
         exclude=choice.exclude,

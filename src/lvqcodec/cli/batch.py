@@ -17,7 +17,6 @@ from lvqcodec import files
 from lvqcodec.cli.common import interrupted_by, one_line, set_up_torch
 from lvqcodec.cli.io import display_name
 from lvqcodec.cli.options import (
-    FORMATS,
     PositiveType,
     background_option,
     device_option,
@@ -32,6 +31,7 @@ from lvqcodec.cli.progress import Display, display
 from lvqcodec.config import METRICS
 from lvqcodec.errors import UsageError
 from lvqcodec.options import OPTIONS, RATES, EncodeOptions, refuse_several
+from lvqcodec.suffixes import WRITTEN
 from lvqcodec.threads import MAX_THREADS, bounded
 
 _ENCODING_ONLY = (*(*OPTIONS, "budget_metric", "frame", "model", "psnr", "strip", "to_srgb8"),)
@@ -44,7 +44,7 @@ _ENCODING_ONLY = (*(*OPTIONS, "budget_metric", "frame", "model", "psnr", "strip"
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(FORMATS),
+    type=click.Choice(list(WRITTEN)),
     default="png",
     show_default=True,
     help="Picture format for --decode.",

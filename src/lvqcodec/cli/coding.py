@@ -26,7 +26,6 @@ from lvqcodec.cli.io import (
     standard,
 )
 from lvqcodec.cli.options import (
-    FORMATS,
     background_option,
     device_option,
     encode_options,
@@ -49,6 +48,7 @@ from lvqcodec.errors import UsageError
 from lvqcodec.lvqfile import open_lvq
 from lvqcodec.options import EncodeOptions
 from lvqcodec.progress import Progress
+from lvqcodec.suffixes import WRITTEN
 
 _LEAST = 20
 """Pixels of a byte in the smallest picture files, of which the disk is to have room."""
@@ -205,7 +205,7 @@ def _facts(progress: Progress, tune: str) -> str:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(FORMATS),
+    type=click.Choice(list(WRITTEN)),
     help="Picture format.  [default: by OUT's suffix; png on stdout]",
 )
 @background_option

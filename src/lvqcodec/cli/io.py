@@ -25,8 +25,8 @@ from lvqcodec.container import (
     refuse_coded,
 )
 from lvqcodec.errors import FormatError, UsageError
+from lvqcodec.suffixes import SYNONYMS, WRITTEN
 
-_WRITTEN = ("PNG", "JPEG", "WebP", "AVIF", "BMP", "PPM", "PGM", "TIFF")
 _STREAMS = (("stdin", "an input file"), ("stdout", "an output file"), ("stderr", ""))
 
 
@@ -170,7 +170,8 @@ def is_lvq(head: bytes) -> bool:
 
 def is_picture(head: bytes) -> bool:
     """Whether a file that begins so is a picture as `decode` writes them, or empty."""
-    return not head or looks_like(head) in _WRITTEN
+    kind = (looks_like(head) or "").lower()
+    return not head or SYNONYMS.get(kind, kind) in WRITTEN
 
 
 def _head(path: str) -> bytes:

@@ -27,9 +27,6 @@ from lvqcodec.threads import MAX_THREADS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-FORMATS = ["png", "jpg", "webp", "avif", "bmp", "ppm", "pgm", "tiff"]
-"""Of pictures that are written, by suffix."""
-
 
 def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Bytes; k, M and G stand for a thousand, a million and a milliard."""

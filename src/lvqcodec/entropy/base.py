@@ -11,16 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lvqcodec.coding.tables import FRACTION, NUM_BINS, SIGMAS
+from lvqcodec.coding.tables import FRACTION, LATENT_UNITS, NUM_BINS, SIGMAS
 from lvqcodec.errors import ModelMismatch
 from lvqcodec.integer import IntegerLayer, Mode
-
-LATENT_UNITS = 64
-"""Units of a step: latents as they are decoded are whole multiples of 1/64 step.
-
-Most latents at low rates are their means. Whole sixteenths cost 3 % of the rate at 26 dB, because
-steps are large there and the rounding of 192 small means adds up.
-"""
 
 LATENT_LIMIT = 16383
 """Context networks see latents in sixteenths of a step, clipped to +-16383 (about 1024 steps)."""

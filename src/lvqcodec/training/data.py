@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lvqcodec import suffixes
 from lvqcodec.errors import UsageError
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".ppm", ".tif", ".tiff"}
+_SUFFIXES = set(suffixes.READ) - {".apng", ".gif", ".heic", ".heif", ".jxl", ".mpo"}
+"""Of stills that Pillow reads by itself."""
 
 
 def _encoded_pictures(sources: Sequence[str | Path]) -> Iterator[tuple[str, bytes]]:

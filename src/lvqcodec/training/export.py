@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from lvqcodec import files
-from lvqcodec.coding.tables import parametric_tables
 from lvqcodec.errors import UsageError
+from lvqcodec.lattices.tables import parametric_tables
 from lvqcodec.training.card import card_text, earlier_entries, training_entry
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.fit_tables import FIT_CROP, FIT_CROPS, fit_to_crops
@@ -58,7 +58,7 @@ def export(
     trainer.load(folder)
     model = trainer.average
     model.entropy.freeze()
-    model.tables = parametric_tables()
+    model.tables = parametric_tables(model.config.lattice)
     if user:
         check_same(target / f"{share}.safetensors", pack_parts(model)[0], user)
     if data:

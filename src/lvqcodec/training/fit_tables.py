@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.coding.tables import CodingTables, Histograms, fit_tables
+from lvqcodec.lattices.tabled import added
+from lvqcodec.lattices.tables import CodingTables
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 
@@ -31,16 +33,19 @@ def fit_to_crops(model: CodecModel, crops: Tensor, report: Callable[[str], None]
 
 
 def _fit(model: CodecModel, batches: Sequence[Batch]) -> tuple[CodingTables, float]:
-    """Refit the tables to what is chosen by the present ones; also the bpp of these, with E8."""
+    """Refit the tables to what each lattice chooses by the present ones.
+
+    Also returns the bpp of these, on the lattice of the model. One set of scalar rows serves all
+    lattices; it is fitted to what Z chooses, which sees every bin of it.
+    """
     assert model.tables is not None
-    z, e8 = _Tally(Quantizer("z", model.tables)), _Tally(Quantizer("e8", model.tables))
-    for tally in (z, e8):
+    tallies = {name: _Tally(Quantizer(name, model.tables)) for name in model.tables.names}
+    for tally in tallies.values():
         for batch in batches:
             quantise(model, batch, tally.quantizer, tally)
-    # one set of scalar rows serves both lattices, and with Z^n every bin of it is seen
-    counts = np.stack([z.histograms.counts[0], e8.histograms.counts[1]])
-    offsets = np.stack([z.histograms.offsets[0], e8.histograms.offsets[1]])
-    return fit_tables(Histograms(counts, offsets)), e8.bits / sum(b.pixels for b in batches)
+    counts = {name: tally.counts[name] for name, tally in tallies.items() if name in tally.counts}
+    bits = tallies[model.config.lattice].bits
+    return model.tables.fitted(counts), bits / sum(b.pixels for b in batches)
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,9 @@ class _Tally:
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
-        self.histograms = Histograms.empty()
+        self.counts: dict[str, dict[str, NDArray[Any]]] = {}
         self.bits = 0.0
 
     def __call__(self, j: Tensor, bins: Tensor, residual: Tensor) -> None:
-        self.histograms += self.quantizer.histograms(j, bins, residual)
+        self.counts = added(self.counts, self.quantizer.count(j, bins, residual))
         self.bits += self.quantizer.bits(j, bins)

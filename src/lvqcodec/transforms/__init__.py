@@ -2,9 +2,10 @@
 """The transform axis: picture <-> latents."""
 
 from lvqcodec.transforms.base import Transform
+from lvqcodec.transforms.conv import ConvTransform
 from lvqcodec.transforms.lapped import LappedTransform
 
-TRANSFORMS: dict[str, type[Transform]] = {"lapped": LappedTransform}
+TRANSFORMS: dict[str, type[Transform]] = {"lapped": LappedTransform, "conv": ConvTransform}
 """Every transform by name. A new one is a class in its own file and a line here."""
 
-__all__ = ["TRANSFORMS", "LappedTransform", "Transform"]
+__all__ = ["TRANSFORMS", "ConvTransform", "LappedTransform", "Transform"]
