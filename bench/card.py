@@ -15,31 +15,32 @@ import json
 import re
 from pathlib import Path
 
-from lvqcodec import files
+import tomlkit
 
-MARK = "# measured\n"
+from lvqcodec import files
+from lvqcodec.training.card import MEASURED
+
 LABELS = {"bd_rate_percent": "percent", "bd_rate_ms_ssim_percent": "ms_ssim_percent"}
 
 
-def rates(report: dict, curve: str, key: str) -> str:
+def rates(report: dict, curve: str, key: str) -> tomlkit.items.InlineTable:
     """The BD-rates of a curve as an inline table, empty if there are none."""
-    found = ", ".join(
-        f"{json.dumps(rate['anchor'])} = {round(rate[key], 2)}"
-        for rate in report["bd_rates"]
-        if rate["curve"] == curve and rate[key] is not None
-    )
-    return f"{{ {found} }}" if found else ""
+    found = tomlkit.inline_table()
+    for rate in report["bd_rates"]:
+        if rate["curve"] == curve and rate[key] is not None:
+            found[rate["anchor"]] = round(rate[key], 2)
+    return found
 
 
-def tables(name: str, report: dict, model: str) -> str:
-    """One report as TOML: a [[measured]] table for every curve of the model."""
-    text = ""
+def tables(name: str, report: dict, model: str) -> list[dict]:
+    """One report: a [[measured]] table for every curve of the model."""
+    found = []
     for curve, facts in report["curves"].items():
         if facts.get("model") != model:
             continue
         points = [p for p in report["points"] if p["curve"] == curve]
         machine = report["machine"]
-        lines = {
+        table = {
             "pictures": name,
             "count": len({p["picture"] for p in report["pictures"]}),
             "curve": curve,
@@ -49,20 +50,20 @@ def tables(name: str, report: dict, model: str) -> str:
             "quality": [p["quality"] for p in points],
             "bpp": [round(p["bpp"], 5) for p in points],
             "psnr": [round(p["psnr"], 3) for p in points],
-            "ms_ssim": [p["ms_ssim"] and round(p["ms_ssim"], 5) for p in points],
             "encode_s": [round(p["encode_s"], 3) for p in points],
             "decode_s": [round(p["decode_s"], 3) for p in points],
         }
-        text += "\n[[measured]]\n"
-        text += "".join(f"{k} = {json.dumps(v)}\n" for k, v in lines.items())
+        if all(p["ms_ssim"] for p in points):
+            table["ms_ssim"] = [round(p["ms_ssim"], 5) for p in points]
         for peak in report["memory"]:
             if peak["curve"] == curve:
-                text += f"encode_mib = {peak['encode_bytes'] / 2**20:.0f}\n"
-                text += f"decode_mib = {peak['decode_bytes'] / 2**20:.0f}\n"
+                table["encode_mib"] = round(peak["encode_bytes"] / 2**20)
+                table["decode_mib"] = round(peak["decode_bytes"] / 2**20)
         for label, key in LABELS.items():
             if inner := rates(report, curve, key):
-                text += f"{label} = {inner}\n"
-    return text
+                table[label] = inner
+        found.append(table)
+    return found
 
 
 def main() -> None:
@@ -70,13 +71,14 @@ def main() -> None:
     parser.add_argument("card", type=Path)
     parser.add_argument("report", nargs="+", metavar="NAME=FILE")
     args = parser.parse_args()
-    text = args.card.read_text(encoding="utf-8").partition(MARK)[0].rstrip("\n") + "\n\n" + MARK
+    kept = args.card.read_text(encoding="utf-8").partition(MEASURED)[0].rstrip("\n")
+    text = f"{kept}\n\n{MEASURED}"
     for item in args.report:
         name, _, path = item.partition("=")
         measured = tables(name, json.loads(Path(path).read_text(encoding="utf-8")), args.card.stem)
         if not measured:
             parser.error(f"{path} has no curve of {args.card.stem}: evaluate that model first")
-        text += measured
+        text += "\n" + tomlkit.dumps({"measured": measured})
     files.write(args.card, text.encode())
 
 

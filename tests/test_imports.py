@@ -69,7 +69,7 @@ CLI_TOP = {
     *("footprint", "threads", "options", "lvqfile", "progress", "suffixes"),
 }
 # the commands whose bodies may reach into training/
-TRAINING_COMMANDS = ("*train*", "*export*")
+TRAINING_COMMANDS = ("*train*", "*export*", "*refit*")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ everything said about it to stderr.
 import click
 
 from lvqcodec import __version__
-from lvqcodec.cli import batch, coding, looking, research
+from lvqcodec.cli import batch, coding, looking, refit, research
 from lvqcodec.cli.common import Cli
 
 
@@ -37,5 +37,6 @@ for command in (
     research.evaluate,
     research.train,
     research.export,
+    refit.refit,
 ):
     main.add_command(command)

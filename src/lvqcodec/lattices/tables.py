@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -66,11 +66,21 @@ class CodingTables:
     def fitted(self, counts: Counts) -> CodingTables:
         """Tables for what each lattice chose, and rows of their own for what Z chose.
 
-        A lattice that chose nothing is fitted to nothing.
+        The tables of a lattice that chose nothing stay as they are.
         """
-        others = {name: type(one).fit(counts.get(name)) for name, one in self.others.items()}
+        others = {
+            name: type(one).fit(counts[name]) if name in counts else one
+            for name, one in self.others.items()
+        }
+        if self.z.name not in counts:
+            return replace(self, others=others)
         own = None if self.own is None else refit_rows(self.own, counts[self.z.name]["own"])
         return CodingTables(Z.fit(counts[self.z.name]), others, own)
+
+    def including(self, names: Iterable[str]) -> CodingTables:
+        """The same with parametric tables for those of the lattices that it has none for."""
+        new = {name: LATTICES[name].fit() for name in names if name not in self.names}
+        return replace(self, others={**self.others, **new})
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """All arrays by name, for storage."""
@@ -104,6 +114,16 @@ def parametric_tables(*names: str) -> CodingTables:
     """
     others = [name for name in dict.fromkeys((E8.name, *names)) if name != Z.name]
     return CodingTables(Z.fit(), {name: LATTICES[name].fit() for name in others})
+
+
+def added(one: Counts, other: Counts) -> dict[str, dict[str, Any]]:
+    """Sums of counts by lattice and name; what one of them lacks is taken from the other."""
+    total: dict[str, dict[str, Any]] = {name: dict(counts) for name, counts in one.items()}
+    for name, counts in other.items():
+        mine = total.setdefault(name, {})
+        for key, array in counts.items():
+            mine[key] = mine[key] + array if key in mine else array
+    return total
 
 
 # --- names in weights files from before lattices had tables of their own: those of Z and E8 ------

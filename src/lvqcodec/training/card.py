@@ -18,6 +18,9 @@ from lvqcodec.distortion import LOSS
 from lvqcodec.errors import UsageError
 from lvqcodec.training.trainer import Trainer
 
+MEASURED = "# measured\n"
+"""The line of a card behind which is what was measured of its weights, and nothing else."""
+
 
 def card_text(
     name: str,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.lattices.tabled import added
-from lvqcodec.lattices.tables import CodingTables
+from lvqcodec.lattices.tables import CodingTables, added
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 
@@ -23,29 +22,43 @@ _ROUNDS = 5  # the choice depends on the tables and the tables on the choice
 _FULL_ROUNDS = 2  # the last ones; a quarter of the crops will do for those before
 
 
-def fit_to_crops(model: CodecModel, crops: Tensor, report: Callable[[str], None]) -> None:
-    """Refit the tables of a frozen model to crops (B, 3, H, W), spread over the qualities."""
+def fit_to_crops(
+    model: CodecModel,
+    crops: Tensor,
+    report: Callable[[str], None],
+    lattices: Collection[str] | None = None,
+) -> None:
+    """Refit the tables of a frozen model to crops (B, 3, H, W), spread over the qualities.
+
+    lattices: whose, by default all that there are tables for.
+    """
+    assert model.tables is not None
+    names = model.tables.names if lattices is None else tuple(lattices)
     batches = batches_of(model, crops)
     for index in range(_ROUNDS):
         every = 1 if index >= _ROUNDS - _FULL_ROUNDS else 4
-        model.tables, bpp = _fit(model, batches[::every])
-        report(f"tables {index + 1}/{_ROUNDS}: {bpp:.4f} bpp before this fit")
+        model.tables, rates = _fit(model, batches[::every], names)
+        said = ", ".join(f"{name} {bpp:.4f} bpp" for name, bpp in rates.items())
+        report(f"tables {index + 1}/{_ROUNDS}: {said} before this fit")
 
 
-def _fit(model: CodecModel, batches: Sequence[Batch]) -> tuple[CodingTables, float]:
-    """Refit the tables to what each lattice chooses by the present ones.
+def _fit(
+    model: CodecModel, batches: Sequence[Batch], names: Sequence[str]
+) -> tuple[CodingTables, dict[str, float]]:
+    """Refit the tables of some lattices to what each chooses by the present ones.
 
-    Also returns the bpp of these, on the lattice of the model. One set of scalar rows serves all
-    lattices; it is fitted to what Z chooses, which sees every bin of it.
+    Also returns the bpp of these. One set of scalar rows serves all lattices; it is fitted to what
+    Z chooses, which sees every bin of it.
     """
     assert model.tables is not None
-    tallies = {name: _Tally(Quantizer(name, model.tables)) for name in model.tables.names}
+    tallies = {name: _Tally(Quantizer(name, model.tables)) for name in names}
     for tally in tallies.values():
         for batch in batches:
             quantise(model, batch, tally.quantizer, tally)
     counts = {name: tally.counts[name] for name, tally in tallies.items() if name in tally.counts}
-    bits = tallies[model.config.lattice].bits
-    return model.tables.fitted(counts), bits / sum(b.pixels for b in batches)
+    pixels = sum(batch.pixels for batch in batches)
+    rates = {name: tally.bits / pixels for name, tally in tallies.items()}
+    return model.tables.fitted(counts), rates
 
 
 @dataclass(frozen=True)
