@@ -211,7 +211,7 @@ def _damaged() -> dict[str, tuple[bytes, int, str]]:
 
     tiled, sections = unpack((GOLDEN / "tiles-colour.lvq").read_bytes())
     parts = sections[SECTION_TILES]
-    layout, each = tiling.from_sections(tiled, sections)
+    layout, each, _ = tiling.find_tiles(tiled, sections)
     first, *others = each
 
     def tiles(value: bytes) -> bytes:

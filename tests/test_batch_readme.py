@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every example of `lvq batch` in README.md, run as it stands there on pictures of its own."""
+"""Every example of `lvq batch` in the pages, run as it stands there on pictures of its own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_batch import batch, tree
-from test_docs import long_options, section
+from test_docs import LVQ_LINES, long_options, section
 
 from lvqcodec.cli import main
 
 TEXT = section("batch")
 TABLE = re.findall(r"^\| (.*) \| .* \| `lvq batch ([^|]*)` \|$", TEXT, re.MULTILINE)
-FENCED = re.findall(r"^lvq batch (.*)$", TEXT, re.MULTILINE)
+FENCED = [shlex.join(words[1:]) for words in LVQ_LINES if words[0] == "batch"]
 EXAMPLES = [example for _, example in TABLE] + FENCED
 
 

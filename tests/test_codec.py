@@ -25,6 +25,8 @@ from lvqcodec.errors import (
     UnsupportedImage,
     UsageError,
 )
+from lvqcodec.lattices import LATTICES
+from lvqcodec.lattices.tables import parametric_tables
 from lvqcodec.model import CodecModel
 
 SIZES = [(1, 1), (1, 37), (16, 16), (255, 1), (333, 517)]
@@ -85,6 +87,23 @@ def test_both_lattices_code_and_e8_is_the_better_one(tiny, photograph):
     bits = (points["e8"][0] - points["z"][0]) * 8 / target.numel()
     gain = 10 * np.log10(points["z"][1] / points["e8"][1]) - 6.02 * bits
     assert gain > 0.3
+
+
+@pytest.mark.parametrize("lattice", [name for name in LATTICES if name not in ("z", "e8")])
+def test_other_lattices_code_where_the_model_has_rows_for_them(
+    models_folder, photograph, tmp_path, monkeypatch, new_model, lattice
+):
+    monkeypatch.setenv("LVQ_MODEL_PATH", os.pathsep.join(map(str, (models_folder, tmp_path))))
+    install(new_model(), tmp_path, "packed", tables=parametric_tables(lattice))
+    picture = photograph(150, 200)
+    for quality in (20, 90):
+        data = encode(picture, model="packed", quality=quality, lattice=lattice)
+        assert read_header(data).lattice == lattice
+        assert psnr(decode(data), picture) > 18 + quality / 20
+        bits = estimate_bits(picture, model="packed", quality=quality, lattice=lattice)
+        assert 8 * len(data) == pytest.approx(bits, rel=0.01, abs=600)
+    with pytest.raises(UsageError, match=f"no rows for lattice {lattice!r}; fit them: lvq refit"):
+        encode(picture, model="tiny", lattice=lattice)
 
 
 def test_the_default_lattice_is_the_models_own(tiny, photograph):

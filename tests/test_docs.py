@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README.md and the tools agree: commands, options, targets, exit codes, names, versions."""
+"""The pages and the tools agree: commands, options, targets, exit codes, names, versions.
+
+The pages are README.md, what stands beside it and docs/; histories of measurements in docs/results
+quote commands and options of their time, so of these only examples and links are held.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +21,34 @@ from lvqcodec import errors
 from lvqcodec.cli import main
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+}
+README = PAGES["README.md"]
+HISTORIES = {
+    name
+    for name in PAGES
+    if name == "CHANGELOG.md" or (name.startswith("docs/results/") and "README" not in name)
+}
+MANUAL = "\n".join(text for name, text in PAGES.items() if name not in HISTORIES)
+EXTENDING = "docs/extending.md"
+"""Its examples in Python build on each other: test_extending.py runs them in their order."""
+
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def fenced(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def fenced(language: str, *names: str) -> list[str]:
+    """Every block of a language, of all pages or of those named."""
+    text = "\n".join(PAGES[name] for name in names or PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def shell_commands() -> list[list[str]]:
-    """Every simple command of the README's shell blocks: pipes taken apart, no redirections."""
+def shell_commands(*names: str) -> list[list[str]]:
+    """Every simple command of the shell blocks: pipes taken apart, no redirections."""
     commands: list[list[str]] = []
-    for line in "\n".join(fenced("sh")).replace("\\\n", " ").splitlines():
+    for line in "\n".join(fenced("sh", *names)).replace("\\\n", " ").splitlines():
         words = shlex.shlex(line, posix=True, punctuation_chars=True)
         words.whitespace_split = True
         commands.append([])
@@ -55,8 +74,10 @@ def long_options(command: click.Command) -> list[str]:
 
 
 def section(name: str) -> str:
-    found = re.search(rf"^### lvq {name}\n(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE)
-    assert found, f"README.md has no section on lvq {name}"
+    """What docs/cli.md says of a command."""
+    page = PAGES["docs/cli.md"]
+    found = re.search(rf"^## lvq {name}\n(.*?)(?=^## )", page, re.DOTALL | re.MULTILINE)
+    assert found, f"docs/cli.md has no section on lvq {name}"
     return found[1]
 
 
@@ -67,7 +88,7 @@ def parse(name: str, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", LVQ_LINES, ids=" ".join)
-def test_every_lvq_line_of_the_readme_parses(words: list[str]) -> None:
+def test_every_lvq_line_of_the_pages_parses(words: list[str]) -> None:
     name, *arguments = words
     assert name in main.commands, name
     parse(name, arguments)
@@ -79,10 +100,11 @@ def test_a_wrong_option_would_be_noticed() -> None:
 
 
 @pytest.mark.parametrize("name", main.commands)
-def test_every_command_has_an_example_help_and_its_options_in_the_readme(name: str) -> None:
+def test_every_command_has_an_example_help_and_its_options_in_the_manual(name: str) -> None:
     assert any(words[0] == name for words in LVQ_LINES)
     assert main.commands[name].help
     text = section(name)
+    assert re.search(rf"^(.* \| )?lvq {name}\b", text, re.MULTILINE)
     for option in long_options(main.commands[name]):
         shared = option in ("--model", "--device", "--threads") and name != "encode"
         assert option in text or (shared and option in section("encode")), option
@@ -90,21 +112,30 @@ def test_every_command_has_an_example_help_and_its_options_in_the_readme(name: s
         assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
 
 
-def test_every_option_that_the_readme_mentions_exists() -> None:
-    known = {option for command in main.commands.values() for option in long_options(command)}
+def test_every_option_that_the_manual_mentions_exists() -> None:
+    commands = [main, *main.commands.values()]
+    known = {option for command in commands for option in long_options(command)}
     # of every command, of mypy, of pip, of torchrun
     elsewhere = {"--help", "--strict", "--index-url", "--nproc-per-node"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", README)) <= known | elsewhere
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", MANUAL)) <= known | elsewhere
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+def test_every_make_target_of_the_manual_exists() -> None:
     mentioned = set()
     for command in shell_commands():
         if command[0] == "make":
             mentioned |= {word for word in command[1:] if "=" not in word}
-    mentioned |= set(re.findall(r"`make ([a-z-]+)`", README))
+    mentioned |= set(re.findall(r"`make ([a-z-]+)`", MANUAL))
     assert {"run", "test", "lint", "types", "bench", "train", "wheel-smoke"} <= mentioned
     assert mentioned <= TARGETS
+
+
+def test_the_readme_says_how_to_install_and_to_test() -> None:
+    commands = shell_commands("README.md")
+    for words in (["pip", "install", "."], ["make", "run"], ["make", "test"]):
+        assert words in [command[: len(words)] for command in commands]
+    assert "`make install`" in README
+    assert len(README.encode()) < 10_000, "README.md is the front page; the rest goes to docs/"
 
 
 def test_make_help_lists_every_target() -> None:
@@ -113,9 +144,9 @@ def test_make_help_lists_every_target() -> None:
 
 
 @pytest.mark.parametrize(
-    "tool", sorted(set(re.findall(r"(?:bench|recipes|\.ci)/[\w.-]+", MAKEFILE + README)))
+    "tool", sorted(set(re.findall(r"(?:bench|recipes|\.ci)/[\w.-]+\w", MAKEFILE + MANUAL)))
 )
-def test_every_file_that_the_makefile_and_readme_name_exists(tool: str) -> None:
+def test_every_file_that_the_makefile_and_manual_name_exists(tool: str) -> None:
     assert (ROOT / tool).is_file()
 
 
@@ -125,14 +156,14 @@ def test_ci_runs_what_the_readme_says() -> None:
     assert loop[1].split() == ["install", "lint", "types", "test", "wheel-smoke", "lowest"]
 
 
-def test_exit_codes_of_the_readme_are_those_of_the_errors() -> None:
-    table = README.partition("### Exit codes")[2].partition("##")[0]
+def test_exit_codes_of_the_manual_are_those_of_the_errors() -> None:
+    table = PAGES["docs/cli.md"].partition("## Exit codes")[2].partition("##")[0]
     told = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
     classes = [value for value in vars(errors).values() if isinstance(value, type)]
     assert told == {0, 130, 143} | {value.exit_code for value in classes}
 
 
-def test_python_of_the_readme_compiles_and_uses_public_names() -> None:
+def test_python_of_the_pages_compiles_and_uses_public_names() -> None:
     blocks = fenced("python")
     assert blocks
     used = set()
@@ -140,18 +171,15 @@ def test_python_of_the_readme_compiles_and_uses_public_names() -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 used |= {node.attr} if node.value.id == "lvqcodec" else set()
-    assert used == set(lvqcodec.__all__) - {"__version__", "LvqError"}
-    assert "lvqcodec.LvqError" in README
+    assert used == set(lvqcodec.__all__) - {"__version__"}
+    assert "lvqcodec.LvqError" in PAGES["docs/python.md"]
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
-
-
-def test_extras_of_the_readme_exist() -> None:
+def test_extras_of_the_pages_exist() -> None:
     extras = set(PROJECT["project"]["optional-dependencies"])
-    assert set(re.findall(r"\.\[(\w+)\]", README + MAKEFILE)) <= extras
+    told = set(re.findall(r"(?:\.|lvqcodec)\[(\w+)\]", MANUAL + MAKEFILE))
+    assert "formats" in told
+    assert told <= extras
 
 
 def test_the_changelog_begins_with_this_version() -> None:

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from io import BytesIO
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from conftest import prepared
 
@@ -18,8 +16,7 @@ from lvqcodec.batch.records import DONE
 from lvqcodec.batch.work import Job, Settings, Worker
 from lvqcodec.cli import main
 from lvqcodec.container import EXTRAS, unpack
-from lvqcodec.errors import FormatError, StreamError, UnsupportedImage, UsageError
-from lvqcodec.lattices.tables import parametric_tables
+from lvqcodec.errors import FormatError, StreamError, UnsupportedImage
 from lvqcodec.lvqfile import open_lvq
 from lvqcodec.picture import Picture
 
@@ -147,19 +144,3 @@ def test_a_picture_is_prepared_once_for_all_qualities(models_folder, photograph,
     assert again.tiling is original.tiling and again.extras is original.extras
     plain = codec.encode(picture, model=loaded, quality=70)
     assert again.assemble([source.write().payload for source in again.sources()]) == plain
-
-
-def test_qualities_that_the_weights_are_not_for_are_refused(new_model, photograph):
-    model = new_model()
-    model.entropy.freeze()
-    model.config = dataclasses.replace(model.config, qualities=(10, 40))
-    model.tables = parametric_tables()
-    loaded = stream.LoadedModel(model, bytes(32), torch.device("cpu"))
-    picture = photograph(120, 160)
-    with pytest.raises(UsageError, match=r"quality 41 is outside 10\.\.40"):
-        codec.encode(picture, model=loaded, quality=41)
-    ends = [codec.encode(picture, model=loaded, quality=quality) for quality in (10, 40)]
-    assert container.read_header(codec.encode(picture, model=loaded)).quality == 40
-    for limit in (len(ends[0]) - 5, len(ends[1]) * 2):
-        found = codec.encode(picture, model=loaded, target_bytes=limit)
-        assert 10 <= container.read_header(found).quality <= 40 and len(found) <= limit

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peak memory is that of the coding process: all of it, and of no other."""
 
+import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lvqcodec.errors import UsageError
+from lvqcodec import codec, footprint, tiling
+from lvqcodec.catalog import find_model, list_models, read_card
+from lvqcodec.container import Header
+from lvqcodec.errors import LvqError, ModelMismatch, UsageError
 from lvqcodec.memory import peak_memory
 from lvqcodec.peers import PEERS, Peer
 
@@ -61,3 +67,70 @@ def test_every_child_that_is_started_leaves_the_current_folder_alone() -> None:
                 started += 1
                 assert re.search(r'sys.executable, "-[PI]"', line), (path.name, line)
     assert started >= 1
+
+
+# --- what a model says it takes -------------------------------------------------------------------
+
+
+@pytest.fixture
+def card(models_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The card of a model of its own folder, to be changed."""
+    for suffix in ("toml", "safetensors"):
+        name = f"tiny.{suffix}"
+        (tmp_path / name).write_bytes((models_folder / name).read_bytes())
+    monkeypatch.setenv("LVQ_MODEL_PATH", str(tmp_path))
+    return tmp_path / "tiny.toml"
+
+
+def test_cards_without_figures_have_those_of_the_largest_model(card: Path) -> None:
+    assert find_model("tiny").memory == footprint.LARGEST == footprint.MemoryFigures()
+    assert all(model.memory == footprint.LARGEST for model in list_models())
+
+
+def test_a_card_says_what_its_model_takes(card: Path, photograph: Callable[..., Any]) -> None:
+    picture = photograph(64, 64)
+    data = codec.encode(picture, model="tiny", device="cpu")
+    codec.decode(data, device="cpu")
+    text = card.read_text()
+    card.write_text(f"{text}[memory]\nbase = {2**40}\n")
+    assert find_model("tiny").memory == footprint.MemoryFigures(base=2**40)
+    for work in (
+        lambda: codec.encode(picture, model="tiny", device="cpu"),
+        lambda: codec.decode(data, device="cpu"),
+    ):
+        with pytest.raises(LvqError, match=r"needs about 1024.\d GiB of memory"):
+            work()
+    card.write_text(f"{text}[memory]\nbase = 0\n")
+    assert codec.decode(data, device="cpu", max_memory=5 * MIB).shape == picture.shape
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ("memory = 3", "must be a table"),
+        ("[memory]\nbases = 3", "unknown setting 'bases'"),
+        ("[memory]\nbase = 1.5", "base = 1.5 must be of type int"),
+        ("[memory]\ntile = -1", r"tile = -1 is beyond 0\.\."),
+        (f"[memory]\ntile = {2**41}", "is beyond"),
+    ],
+)
+def test_figures_that_are_none_are_refused(card: Path, table: str, complaint: str) -> None:
+    card.write_text(f"{card.read_text()}{table}\n")
+    with pytest.raises(ModelMismatch, match=complaint):
+        read_card(card)
+
+
+def test_every_figure_counts() -> None:
+    header = Header(3000, 2000, 3, 50, "e8", bytes(4))
+    cut = tiling.choose(header)
+    shown = tiling.region(header, None)
+
+    def reckon(figures: footprint.MemoryFigures) -> set[int]:
+        needs = [footprint.decoding(header, cut, shown, figures)]
+        for effort in (0, 1, 3):
+            needs.append(footprint.encoding(header, cut, effort, weighed=True, figures=figures))
+        return set(needs)
+
+    for entry in dataclasses.fields(footprint.MemoryFigures):
+        more = dataclasses.replace(footprint.LARGEST, **{entry.name: entry.default * 2})
+        assert reckon(more) != reckon(footprint.LARGEST), entry.name

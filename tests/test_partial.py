@@ -292,7 +292,7 @@ def tiled(loaded, photograph):
 
 def test_tiles_that_are_there_are_as_they_were(tiny, loaded, tiled):
     header, sections = unpack(tiled)
-    layout, tiles = tiling.from_sections(header, sections)
+    layout, tiles, _ = tiling.find_tiles(header, sections)
     full = decode(tiled)
     lengths = [len(tile) for tile in tiles]
     reach = loaded.model.transform.synthesis_reach
@@ -301,7 +301,7 @@ def test_tiles_that_are_there_are_as_they_were(tiny, loaded, tiled):
         begin = end - sum(lengths[cut:])
         for there in (0, 2, lengths[cut] // 2, lengths[cut] - 1):
             part = tiled[: begin + there]
-            assert tiling.from_partial(*unpack_partial(part))[2] == cut
+            assert tiling.find_tiles(*unpack_partial(part))[2] == cut
             found = what_is_there(part)
             assert found.shape == full.shape and not np.array_equal(found, full)
             same = 8 * max(layout[cut].rows.start - reach, 0)
@@ -309,7 +309,7 @@ def test_tiles_that_are_there_are_as_they_were(tiny, loaded, tiled):
 
 
 def test_every_cut_of_tiles(tiny, tiled):
-    tiles = tiling.from_sections(*unpack(tiled))[1]
+    tiles = tiling.find_tiles(*unpack(tiled))[1]
     words = len(tiled) - container.CHECK_BYTES - sum(map(len, tiles))
     for end in range(words + 5):
         refused(tiled[:end])

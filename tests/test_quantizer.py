@@ -14,8 +14,7 @@ from lvqcodec.coding.tables import LATENT_UNITS, NUM_BINS, SIGMAS, RowTable
 from lvqcodec.errors import StreamError, UsageError
 from lvqcodec.lattices import LATTICES
 from lvqcodec.lattices.e8 import E8
-from lvqcodec.lattices.tabled import added
-from lvqcodec.lattices.tables import CodingTables, parametric_tables
+from lvqcodec.lattices.tables import CodingTables, added, parametric_tables
 from lvqcodec.quantizer import LIMIT, RDO_LAMBDA, Quantizer
 
 FIRST = E8.fit().first_bin

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of README.md, run by a shell as they stand there, on pictures of their own.
+"""The examples of README.md and docs/, run by a shell as they stand, on pictures of their own.
 
 A small codec bears the names of the shipped ones, and a short recipe those of the recipes. Left to
-`.ci/run` is what installs something; the examples of `lvq batch` are run by test_batch_readme.py.
+`.ci/run` is what installs something; the examples of `lvq batch` are run by test_batch_readme.py,
+those of docs/extending.md by test_extending.py.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from pathlib import Path
 import pytest
 from conftest import CODEC_TABLES, free_port, install, make_model
 from PIL import Image
-from test_docs import ROOT, fenced
+from test_docs import EXTENDING, PAGES, ROOT, fenced
 
 from lvqcodec import codec
 
 ELSEWHERE = re.compile(r"^(git|pip|make|lvq batch) ", re.MULTILINE)
-BLOCKS = [block for block in fenced("sh") if not ELSEWHERE.search(block)]
+BLOCKS = [block for block in dict.fromkeys(fenced("sh")) if not ELSEWHERE.search(block)]
+PYTHON = fenced("python", *(name for name in PAGES if name != EXTENDING))
 ANCHORS = {"Other": {"bpp": [0.5, 1.5, 3.0, 5.0], "psnr": [15.0, 20.0, 25.0, 30.0]}}
 RECIPE = f"""
 init_crops = 3
@@ -59,7 +61,7 @@ def shell(block: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, photograph):
-    """A folder as the README's reader has it."""
+    """A folder as the reader of the pages has it."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("installed", "kodak", "pictures", "recipes", "runs"):
         (folder / name).mkdir()
@@ -103,7 +105,7 @@ def test_every_block_of_commands_runs(block, folder):
     assert all(path.stat().st_size for path in made if path.is_file())
 
 
-@pytest.mark.parametrize("block", fenced("python"), ids=lambda block: block.splitlines()[0])
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.splitlines()[0])
 def test_every_block_of_python_runs(block, folder):
     (folder / "example.py").write_text(f"import warnings\nwarnings.simplefilter('error')\n{block}")
     shell("python example.py", folder)

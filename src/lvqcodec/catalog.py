@@ -7,7 +7,11 @@ A card has at least `name`, `digest`, `profile` and `description`. The weights a
     weights = ["photo.safetensors", "normal.safetensors"]
 
 These are names in the card's own folder. `digest` is the SHA-256, in hex, of the bytes of the
-files one after the other, in this order.
+files one after the other, in this order. What coding with the model takes is in a table, of which
+any number may be left out, see `footprint.MemoryFigures`:
+
+    [memory]
+    base = 440401920
 """
 
 import hashlib
@@ -20,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from lvqcodec import files
-from lvqcodec.config import QUALITIES
-from lvqcodec.errors import ModelMismatch, ModelNotFound
+from lvqcodec.config import QUALITIES, from_table
+from lvqcodec.errors import ModelMismatch, ModelNotFound, UsageError
+from lvqcodec.footprint import MemoryFigures
 
 DEFAULT_MODEL = "normal"
 MODEL_PATH_VARIABLE = "LVQ_MODEL_PATH"
@@ -40,6 +45,7 @@ class ModelCard:
     """A model's card: `digest` in lower-case hex, `paths` of its weights, `raw` the whole TOML.
 
     qualities: those that its weights are for, [first, last] in the card, by default all.
+    memory: what coding with it takes, a table of the card.
     """
 
     name: str
@@ -48,6 +54,7 @@ class ModelCard:
     description: str
     paths: tuple[Path, ...]
     qualities: range
+    memory: MemoryFigures
     raw: dict[str, Any] = field(repr=False, compare=False)
 
 
@@ -158,11 +165,12 @@ def read_card(path: Path) -> ModelCard | None:
             raise ValueError(f"digest {digest!r} is no SHA-256")
         paths = tuple(path.with_name(file) for file in _files(raw.get("weights", [own.name])))
         qualities = _qualities(raw.get("qualities", [QUALITIES[0], QUALITIES[-1]]))
+        memory = from_table(MemoryFigures, raw.get("memory", {}), "memory")
     except KeyError as error:
         raise ModelMismatch(f"model card {path} lacks {error}: install the model again") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UsageError) as error:
         raise _broken(path, error) from error
-    return ModelCard(name, digest.lower(), profile, description, paths, qualities, raw)
+    return ModelCard(name, digest.lower(), profile, description, paths, qualities, memory, raw)
 
 
 def is_plain_name(name: object) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lvqcodec import footprint, guard, stream
-from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest
+from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest, find_model
 from lvqcodec.container import MAX_PIXELS, Header
 from lvqcodec.effort import search, write_plain
 from lvqcodec.errors import ModelMismatch, UsageError
@@ -97,7 +97,7 @@ def encode_image(
     start = time.monotonic()
     options = EncodeOptions(**more) if options is None else replace(options, **more)
     deadline = start + (options.max_seconds or math.inf)
-    picture = to_picture(image, footprint.admission(options))
+    picture = to_picture(image, footprint.admission(options, _memory(model)))
     original = prepare(picture, _load(model, device), options)
     effort, goal = options.chosen_effort, Goal.of(options, original)
     if goal is not None:
@@ -123,6 +123,13 @@ def estimate_bits(
     original = prepare(to_picture(image), _load(model, device), options)
     tiles = original.sources()
     return sum(original.coder.estimate_bits(tile.target, tile.grid) for tile in tiles)
+
+
+def _memory(model: str | LoadedModel) -> footprint.MemoryFigures:
+    """Return what coding with a model takes, without loading it."""
+    if isinstance(model, str):
+        return find_model(model).memory
+    return model.memory if isinstance(model, LoadedModel) else footprint.LARGEST
 
 
 def _load(model: str | LoadedModel, device: str) -> LoadedModel:
@@ -205,10 +212,11 @@ def decode_picture(
     else:
         file = open_lvq(data, partial=partial, max_pixels=max_pixels)
     shown = file.region(region)
-    coder = TileCoder(file.header, _load_for(file.header, model, device))
+    loaded = _load_for(file.header, model, device)
+    coder = TileCoder(file.header, loaded)
     for index, tile in enumerate(file.tiles[: file.whole]):
         coder.check_length(tile, file.tiling[index].grid)  # a size that is none shows here
-    need = footprint.decoding(file.header, file.tiling, shown)
+    need = footprint.decoding(file.header, file.tiling, shown, loaded.memory)
     footprint.check(need, max_memory, file.header, remedy="allow for more (--max-memory)")
     pixels = decode_tiles(file, coder, shown, report)
     extras = unpack_extras(file.header, file.sections)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a picture file says of its colours, and how they become sRGB.
 
-By an ICC profile, which travels with the picture, or by numbers of the file format (PNG gAMA, cHRM
-and cICP, AVIF nclx), which only that format has. A file that says nothing is sRGB.
+A file states its colours by an ICC profile, which travels with the picture, or by numbers of its
+own format (PNG gAMA, cHRM and cICP, AVIF nclx). A file that says nothing is sRGB.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _BAND = 256
 
 @dataclass(frozen=True, eq=False)
 class Colours:
-    """Colours that are not sRGB, stated by numbers.
+    """Colours other than sRGB, stated by numbers.
 
     name: in words; gamma: exponent from samples to light, None for the curve of sRGB; matrix:
     (3, 3) from their linear RGB to that of sRGB.
@@ -68,10 +68,10 @@ class Colours:
 
 
 def stated_colours(image: ImageFile.ImageFile, data: bytes, *, profile: bool) -> Colours | None:
-    """Return what a file says without an ICC profile, unless that is sRGB or nothing.
+    """Return the colours that a file states by numbers, None for sRGB and if it states nothing.
 
-    image: as opened by Pillow; data: the whole file; profile: whether there is one that is heeded.
-    Raises UnsupportedImage for what cannot be converted, such as HDR.
+    image: as opened by Pillow; data: the whole file; profile: whether an ICC profile is in use.
+    Raises UnsupportedImage for colours that cannot be converted, such as HDR.
     """
     if codes := _codes(image, data):
         primaries, transfer = codes
@@ -170,7 +170,7 @@ def _to_xyz(chromaticities: tuple[float, ...]) -> NDArray[np.float64]:
 
 
 def profile_space(icc: bytes) -> str | None:
-    """Return the colours that a profile is of, such as GRAY or RGB; None if it cannot be read."""
+    """Return the colour space of a profile, such as GRAY or RGB; None if it cannot be read."""
     try:
         return ImageCms.ImageCmsProfile(BytesIO(icc)).profile.xcolor_space.strip()
     except (ImageCms.PyCMSError, OSError):
@@ -188,7 +188,8 @@ def profile_misfit(icc: bytes, mode: str) -> str | None:
 def means_srgb(icc: bytes) -> bool:
     """Whether a profile shows every colour as sRGB does; one that cannot be read is ignored.
 
-    Measured, as names mislead: there are sRGB profiles called "c2" and P3 ones that say "sRGB".
+    This is measured because names mislead: some sRGB profiles are called "c2", and some P3 ones
+    say "sRGB".
     """
     ramp = np.arange(0, 256, 17, dtype=np.uint8)
     chart = Image.fromarray(np.stack(np.meshgrid(ramp, ramp, ramp), -1).reshape(-1, 16, 3))
@@ -204,10 +205,10 @@ def means_srgb(icc: bytes) -> bool:
 
 
 def profile_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """Convert a picture of mode L, RGB, CMYK, LAB or YCbCr to sRGB, L if it was that.
+    """Convert a picture of mode L, RGB, CMYK, LAB or YCbCr to sRGB; one of mode L stays L.
 
-    The profile fits the mode. CMYK without a profile has no colours of its own: it is taken as inks
-    that absorb their complement. Raises UnsupportedImage for a profile that cannot be used.
+    The profile fits the mode. CMYK without a profile states no colours: each ink is taken to absorb
+    its complement. Raises UnsupportedImage for a profile that cannot be used.
     """
     if image.mode == "LAB":
         return _apply(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))

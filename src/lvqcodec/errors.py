@@ -3,7 +3,7 @@
 
 
 def printable(text: str) -> str:
-    """Return text in which what is not to be printed, such as control characters, is spelled."""
+    """Return text with its control characters, and others that cannot be printed, spelled out."""
     if text.isprintable():
         return text
     parts = (
@@ -29,7 +29,7 @@ class UsageError(LvqError):
 
 
 class FormatError(LvqError):
-    """The bytes are no picture or no intact lvq file: truncated, altered, of an unknown version."""
+    """The bytes are no intact lvq file or picture: truncated, altered, of an unknown version."""
 
     exit_code = 3
 
@@ -51,6 +51,6 @@ class ModelMismatch(LvqError):
 
 
 class UnsupportedImage(LvqError):
-    """A valid picture of a kind that is not coded: alpha, palette, 16 bits, CMYK, too large, ..."""
+    """A valid picture of a kind that is not coded: 16 bits, CMYK, HDR, animation, too large, ..."""
 
     exit_code = 5

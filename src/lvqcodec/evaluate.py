@@ -2,8 +2,8 @@
 """A folder of pictures to rate-distortion points, BD-rates and times, through real files.
 
 Every picture is encoded, written, read back and decoded at every quality, by our models and by the
-codecs they are compared with alike: same pictures, same process, real files, from samples to bytes
-and from bytes to samples. bpp is the size on disk; bpp, PSNR and MS-SSIM of a quality are means
+codecs they are compared with alike: same pictures, same process, from samples to bytes and from
+bytes to samples. bpp is the size on disk; bpp, PSNR and MS-SSIM of a quality are means
 over the pictures, as published curves are made.
 """
 
@@ -80,7 +80,7 @@ class Ours:
         return codec.load_model(self.model, device=self.device)
 
     def prepare(self) -> None:
-        """Load the model; raises what `codec.load_model` does."""
+        """Load the model; errors are those of `codec.load_model`."""
         _ = self.weights
 
     def encode(self, image: NDArray[np.uint8], quality: int) -> bytes:
@@ -124,15 +124,15 @@ def evaluate(
     memory: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Report:
-    """Code every picture of `folder` at every quality (0..100) and report what that took.
+    """Code every picture of `folder` at every quality (0..100); report rate, distortion and time.
 
     `model` and `lattice` may name several ("z,e8"): one curve for each model on each lattice, with
     each of `efforts` (0..9), those above 0 tuned for `tune`.
     `codecs` names some of `peers.PEERS`, measured on the same pictures at qualities of their own.
     `anchors` is a JSON file {"NAME": {"bpp": [...], "psnr": [...], "ms_ssim": [...]}, ...} of other
     codecs' means over the same pictures ("ms_ssim" may be missing). BD-rates are of every curve
-    over every other and over the anchors. `limit` takes only the first pictures by name, no longer
-    those of the anchors then. `memory` measures peak memory at the largest picture too.
+    over every other and over the anchors. `limit` takes only the first pictures by name, which then
+    are not those of the anchors any more. `memory` measures peak memory at the largest picture too.
     `progress` is told how many files are done, of how many, and the picture at hand.
     """
     paths, levels = list_pictures(folder, limit), tuple(sorted(set(qualities)))
@@ -237,7 +237,7 @@ def _measure_all(
     scratch: Path,
     tell: Callable[[int, int, str], None],
 ) -> list[Point]:
-    """Every picture by every coder at every quality, picture by picture."""
+    """Measure every coder at every quality, picture by picture."""
     pictures: list[Point] = []
     total = len(paths) * sum(len(coder.qualities) for coder in coders)
     for path in paths:
@@ -308,7 +308,7 @@ def _peak(coder: Ours | Peer, pictures: list[Point], folder: Path, scratch: Path
 
 
 def _compare(points: list[Point], anchors: Anchors) -> list[BdRate]:
-    """Every curve over every other and over every anchor."""
+    """Compare every curve with every other and with every anchor."""
 
     def rates(measure: str) -> dict[tuple[str, str], tuple[float | None, Any]]:
         curves = rd_curves(points, measure)
@@ -329,7 +329,7 @@ def _compare(points: list[Point], anchors: Anchors) -> list[BdRate]:
 def _rank(
     pictures: list[Point], points: list[Point], coders: Sequence[Ours | Peer]
 ) -> Ranking | None:
-    """Where our first curve does worst and best: over the first peer, else over its own mean."""
+    """Where our first curve does worst and best, against the first codec or else its own mean."""
     first = coders[0].name
     peer = next((coder.name for coder in coders if isinstance(coder, Peer)), None)
     mean = rd_curves(points)[first]
@@ -360,7 +360,7 @@ def _gain(curve: Curve, mean: Curve) -> float | None:
 
 
 def _machine(device: str) -> dict[str, Any]:
-    """What times and, by a level or two of a sample, PSNR hang on."""
+    """The machine, on which times depend and, by one or two levels of a sample, PSNR."""
     versions = {"lvqcodec": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:

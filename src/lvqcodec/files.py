@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of this machine: checked before work begins, written whole or not at all.
 
-A file on its way lies beside its target as `.lvq-*.tmp`, locked by who writes it: one without a
-lock is what a killed process has left, and `sweep` removes it. What is no file but a stream (a
-pipe, a device, `/dev/stdout`, `/dev/fd/N`) is written directly, after what others wrote there.
+A file that is being written lies beside its target as `.lvq-*.tmp`, locked by its writer. One
+without a lock was left by a killed process, and `sweep` removes it. A stream (a pipe, a device,
+`/dev/stdout`, `/dev/fd/N`) is written directly, after what others wrote there.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _PLAIN = (
 
 
 class FileInTheWay(UsageError):
-    """What is there must not be replaced."""
+    """The file that is there must not be replaced."""
 
 
 def write(
@@ -64,11 +64,11 @@ def write(
 ) -> None:
     """Write `data` to a path, whole or not at all; into a stream directly. Raises UsageError.
 
-    A link stays a link, and what it leads to is written; without `follow` a link, or a stream, is
-    what the file replaces. replace: whether a file that is there may be replaced, keeping its
-    permissions; FileInTheWay if there is one and it may not. like: the status of the file that the
-    data were made from, whose reader's and writer's permissions the new one has at most; preserve:
-    it gets exactly these, and the times too. BrokenPipeError is let out.
+    A link stays a link, and its target is written; without `follow` the file replaces the link or
+    the stream itself. replace: whether an existing file may be replaced, keeping its permissions;
+    if not, FileInTheWay is raised for one. like: the status of the file that the data were made
+    from, whose permissions are the most that the new file gets; preserve: it gets exactly these,
+    and the times too. BrokenPipeError is passed on.
     """
     try:
         if follow and is_stream(path):
@@ -102,8 +102,8 @@ def write(
 def check(path: StrPath, *, room: int = 1, parents: bool = False) -> None:
     """Raise UsageError if `write` would fail, as far as that can be known before.
 
-    room: how many bytes it will be, at least. parents: whether folders that are missing will be
-    made (`make_folders`). What killed processes have left in the folder is removed.
+    room: the least number of bytes to be written. parents: whether missing folders will be made
+    (`make_folders`). Files that killed processes left in the folder are removed.
     """
     try:
         if is_stream(path):
@@ -122,7 +122,7 @@ def check(path: StrPath, *, room: int = 1, parents: bool = False) -> None:
 def check_folder(folder: StrPath, *, room: int = 1, parents: bool = False) -> None:
     """Raise OSError if no file of `room` bytes can be written into a folder.
 
-    parents: of a folder that is missing, look at the nearest one that is there.
+    parents: if the folder is missing, look at the nearest existing one above it.
     """
     folder = Path(folder)
     while parents and not folder.exists() and folder != folder.parent:
@@ -144,8 +144,8 @@ def read_source(
 ) -> bytes:
     """Return what a `Source` holds, at most `most` bytes unless -1.
 
-    look: is given the beginning of a file before the rest is read; what it raises is let out.
-    Raises UsageError for what holds no bytes and what cannot be read.
+    look: a function that is given the beginning of a file before the rest is read; its errors are
+    passed on. Raises UsageError for a source that holds no bytes or cannot be read.
     """
     if isinstance(source, str | os.PathLike):
         try:
@@ -194,8 +194,8 @@ def _unreadable(name: str, error: OSError | ValueError) -> UsageError:
 def read_regular(path: StrPath, most: int) -> bytes:
     """Return the bytes of a regular file, as many as its size says; raises OSError.
 
-    What is none may never end, and so may one that is being written to; one of more than `most`
-    bytes is refused.
+    Other files may never end, and neither may one that is still being written; one of more than
+    `most` bytes is refused.
     """
     with open(os.open(path, _READING), "rb") as file:
         status = os.fstat(file.fileno())
@@ -217,7 +217,7 @@ def make_folders(path: StrPath) -> None:
 def open_plain(
     path: StrPath, flags: int = os.O_RDONLY, *, follow: bool = True, folder: int | None = None
 ) -> int:
-    """Open a file and nothing else, waiting for nobody; return its descriptor.
+    """Open a regular file without ever waiting for another process; return its descriptor.
 
     follow: whether the path may be a link. folder: the descriptor of the open folder that the path
     starts from. Raises OSError, ELOOP for a link that may not be one.
@@ -235,7 +235,7 @@ def open_plain(
 
 @contextmanager
 def temporary(folder: Path, mode: int = 0o666) -> Iterator[tuple[BinaryIO, Path]]:
-    """Open a new file to write in a folder, locked; it is removed at the end if it is still there.
+    """Open a new locked file in a folder; at the end it is removed if it is still there.
 
     Yields the file and its path; raises OSError.
     """
@@ -249,7 +249,7 @@ def temporary(folder: Path, mode: int = 0o666) -> Iterator[tuple[BinaryIO, Path]
 
 
 def sweep(folder: StrPath) -> None:
-    """Remove the temporary files in a folder that nobody is writing any more."""
+    """Remove the temporary files in a folder that no process is writing any more."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -295,7 +295,7 @@ def _create(folder: Path, mode: int) -> tuple[Path, int]:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock an open file against `sweep`, where there are such locks; False if another has."""
+    """Lock an open file against `sweep`, where there are locks; False if another process has it."""
     if fcntl is not None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -317,7 +317,7 @@ def _remove_stale(path: str) -> None:
 
 
 def _put(aside: Path, target: Path, replace: bool) -> None:
-    """Give a file its name; FileExistsError if another has it and is not to be replaced."""
+    """Give a file its name; FileExistsError if the name is taken and may not be replaced."""
     if not replace:
         try:
             os.link(aside, target)

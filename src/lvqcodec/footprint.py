@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What memory coding a picture takes, told beforehand.
 
-The figures are of a CPU and of the largest of the shipped models, rounded up; what is on a GPU does
-not count. They were measured as peaks of whole processes (VmHWM).
+The figures are of a CPU, rounded up; what is on a GPU does not count. They were measured as peaks
+of whole processes (VmHWM).
 """
 
 from __future__ import annotations
@@ -10,38 +10,71 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from lvqcodec.container import Header
-from lvqcodec.errors import LvqError
+from lvqcodec.errors import LvqError, UsageError
 from lvqcodec.options import EncodeOptions
 from lvqcodec.tiling import Tiling, Window, choose
 
 SHARE = 0.5
 """Of the memory that is available, what coding may take unless told otherwise."""
 
-_BASE = 420 * 2**20  # interpreter, torch, weights
-_TILE = 320  # bytes a pixel of a tile or window at work
-_LATENTS = 12  # bytes a pixel: 192 channels of four bytes in 64 pixels
-_MOVES = 6  # bytes a pixel, what a search has found: half of it
-_SEARCH = 2048  # bytes a pixel of the part at work, of efforts above 1
-_CORRECTION = 200  # the same, of effort 1
-_PART = 1024**2  # pixels of the largest part
-_OVERLAP = 2 * 128  # pixels in height of the latents that are held beside a row of tiles
+_MOST = 2**40
 _FILE = 10  # bytes a pixel, the copies on the way to a picture file
 _SOURCE = {1: 16, 2: 24, 3: 16, 4: 24}  # the same from one, by its channels; grey may have 16 bits
 
 
-def decoding(header: Header, tiling: Tiling, region: Window) -> int:
+@dataclass(frozen=True)
+class MemoryFigures:
+    """What coding with a model takes; its card may say so in a table [memory].
+
+    In bytes: `base`, interpreter, torch and weights. In bytes a pixel: `tile`, of a tile or window
+    at work; `latents`, four times the channels by the squared stride; `moves`, what a search has
+    found, half of that; `search`, of the part at work with efforts above 1; `correction`, the same
+    with effort 1. In pixels: `part`, the largest part; `overlap`, the height of the latents that
+    are held beside a row of tiles, 2 * reach * stride. The defaults are those of the largest of the
+    shipped models. Raises UsageError for numbers below 0 or beyond 2^40.
+    """
+
+    base: int = 420 * 2**20
+    tile: int = 320
+    latents: int = 12
+    moves: int = 6
+    search: int = 2048
+    correction: int = 200
+    part: int = 1024**2
+    overlap: int = 2 * 128
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= _MOST:
+                raise UsageError(f"[memory] {name} = {value} is beyond 0..{_MOST}")
+
+
+LARGEST = MemoryFigures()
+"""The figures of the largest shipped model, for models whose card has none."""
+
+
+def decoding(
+    header: Header, tiling: Tiling, region: Window, figures: MemoryFigures = LARGEST
+) -> int:
     """Bytes that decoding a region takes, picture file included."""
     height, width = region.grid
     pixels = height * width
-    work = _work(tiling) + _band(tiling, width)
-    return _BASE + header.channels * pixels + max(work, _FILE * pixels)
+    work = _work(tiling, figures) + _band(tiling, width, figures)
+    return figures.base + header.channels * pixels + max(work, _FILE * pixels)
 
 
 def encoding(
-    header: Header, tiling: Tiling, effort: int = 0, *, weighed: bool = False, alpha: bool = False
+    header: Header,
+    tiling: Tiling,
+    effort: int = 0,
+    *,
+    weighed: bool = False,
+    alpha: bool = False,
+    figures: MemoryFigures = LARGEST,
 ) -> int:
     """Bytes that encoding takes, picture file included; weighed: our file is decoded as well.
 
@@ -49,16 +82,23 @@ def encoding(
     """
     pixels = header.width * header.height
     channels = header.channels + alpha
-    work = _work(tiling)
+    work = _work(tiling, figures)
     if weighed:
-        work += _band(tiling, header.width)
+        work += _band(tiling, header.width, figures)
     if effort:
-        work += (_SEARCH if effort > 1 else _CORRECTION) * min(pixels, _PART) + _MOVES * pixels
-    return _BASE + max(channels * pixels + work, _SOURCE[channels] * pixels)
+        each = figures.search if effort > 1 else figures.correction
+        work += each * min(pixels, figures.part) + figures.moves * pixels
+    return figures.base + max(channels * pixels + work, _SOURCE[channels] * pixels)
 
 
 def encoding_of(
-    width: int, height: int, channels: int, options: EncodeOptions, *, weighed: bool = False
+    width: int,
+    height: int,
+    channels: int,
+    options: EncodeOptions,
+    *,
+    weighed: bool = False,
+    figures: MemoryFigures = LARGEST,
 ) -> int:
     """Do as `encoding` by what is known of a picture before it is decoded.
 
@@ -67,14 +107,17 @@ def encoding_of(
     header = _header_of(width, height, channels)
     weighed = weighed or options.weighed
     cut, effort = choose(header, options.tile), options.chosen_effort
-    return encoding(header, cut, effort, weighed=weighed, alpha=channels in (2, 4))
+    alpha = channels in (2, 4)
+    return encoding(header, cut, effort, weighed=weighed, alpha=alpha, figures=figures)
 
 
 def _header_of(width: int, height: int, channels: int) -> Header:
     return Header(width, height, 1 if channels < 3 else 3, 0, "z", bytes(4))  # of any quality
 
 
-def admission(options: EncodeOptions) -> Callable[[int, int, int], None]:
+def admission(
+    options: EncodeOptions, figures: MemoryFigures = LARGEST
+) -> Callable[[int, int, int], None]:
     """Return what raises LvqError for a picture that takes more memory to encode than it may.
 
     It takes width, height and channels as `encoding_of`.
@@ -82,24 +125,25 @@ def admission(options: EncodeOptions) -> Callable[[int, int, int], None]:
     searched = ", or give a lower effort" if options.chosen_effort else ""
 
     def admit(width: int, height: int, channels: int) -> None:
-        need = encoding_of(width, height, channels, options)
+        need = encoding_of(width, height, channels, options, figures=figures)
         header = _header_of(width, height, channels)
         check(need, options.max_memory, header, remedy=f"allow for more (--max-memory){searched}")
 
     return admit
 
 
-def _work(tiling: Tiling) -> int:
+def _work(tiling: Tiling, figures: MemoryFigures) -> int:
     wide = 3 * tiling.window // 2 if len(tiling) > 1 else 0
     height, width = (
         max(side, min(wide, whole)) for side, whole in zip(tiling.largest, tiling.size, strict=True)
     )
-    return _TILE * tiling.stride**2 * height * width
+    return figures.tile * tiling.stride**2 * height * width
 
 
-def _band(tiling: Tiling, width: int) -> int:
-    rows, columns = (tiling.stride * side + _OVERLAP for side in (tiling.held, tiling.largest[1]))
-    return _LATENTS * rows * (width + columns)
+def _band(tiling: Tiling, width: int, figures: MemoryFigures) -> int:
+    sides = (tiling.held, tiling.largest[1])
+    rows, columns = (tiling.stride * side + figures.overlap for side in sides)
+    return figures.latents * rows * (width + columns)
 
 
 def available() -> int | None:

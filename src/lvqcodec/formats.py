@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """HEIC and JPEG XL, read by packages of the extra `lvqcodec[formats]`, imported on use.
 
-Both decoders turn pictures upright by what the format itself says of their orientation; one in EXIF
-or XMP is no more than a note there, and does not hold for these pixels.
+Both decoders turn pictures upright by the orientation that the format itself states; an orientation
+in EXIF or XMP is only a note there and does not apply to these pixels.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def _load(package: str, module: str = "") -> Any:
 
 
 class JxlImageFile(ImageFile.ImageFile):
-    """A JPEG XL file of which only the header is read on opening, unlike pillow-jxl-plugin's.
+    """A JPEG XL file; opening it reads the header alone, unlike pillow-jxl-plugin's class.
 
     `info` has `bit_depth` and `extra_channels` (how many beside colours and alpha), and once the
-    pixels are loaded what metadata there are; `compressed_metadata` if Brotli is needed for them,
-    `jpeg` if the file was a JPEG file, whose samples and metadata these are: they are not turned.
+    pixels are loaded the metadata; `compressed_metadata` if they need Brotli, `jpeg` if the file
+    was made from a JPEG file: then its samples are not turned.
     """
 
     format = "JXL"
@@ -148,7 +148,7 @@ class JxlImageFile(ImageFile.ImageFile):
 
 @dataclass(frozen=True)
 class JxlHeader:
-    """What a JPEG XL file says of its picture; width and height are those of it upright."""
+    """The header of a JPEG XL file; width and height are those of the upright picture."""
 
     width: int
     height: int

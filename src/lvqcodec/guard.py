@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doors of the library: behind them torch is as the codec needs it, whoever calls.
+"""The entry points of the library: inside them torch has the settings that the codec needs.
 
-Of a thread's own settings those are put aside that would change numbers: autocast, inference mode,
-a default device. Precisions of float32 products are settings of the process: they are put aside
-while any thread is behind a door, so that other threads get more digits than they asked for then.
-The default dtype is one as well, but nothing here depends on it. Deterministic algorithms stay as
-they are, and so do denormals, which `torch.set_flush_denormal` may take away: no integer is one.
+A thread's own settings that would change numbers are put aside: autocast, inference mode, a default
+device. The precision of float32 products is a setting of the process. It is put aside while any
+thread is inside, so other threads compute with more digits than they asked for in the meantime.
+The default dtype belongs to the process too, but nothing here depends on it. Deterministic
+algorithms stay as they are, and so do denormals, which `torch.set_flush_denormal` may turn off: no
+integer is denormal.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class _Precision:
             self._leave()
 
     def after_fork(self) -> None:
-        """In the child there is only the thread that forked, and nobody holds the lock."""
+        """Renew the lock: the child has only the thread that forked, which does not hold it."""
         self._lock = threading.Lock()
         self._inside = [thread for thread in self._inside if thread == threading.get_ident()]
         self._leave()
@@ -72,7 +73,7 @@ class _Precision:
 
 
 def _switches() -> Iterator[tuple[Any, str, tuple[Any, ...]]]:
-    """Yield objects, attributes and values that are right, the first to be set; parents first."""
+    """Yield (object, attribute, right values), parents first; the first value is the one to set."""
     backends: Any = torch.backends
     cuda = torch.cuda.is_available()
     if not hasattr(backends, "fp32_precision"):  # before torch 2.9
@@ -89,7 +90,7 @@ def _switches() -> Iterator[tuple[Any, str, tuple[Any, ...]]]:
 
 
 class _Products:
-    """The precision of matrix products, as torch calls it before 2.9."""
+    """The precision of matrix products, under the name that torch before 2.9 has for it."""
 
     precision = property(
         lambda self: torch.get_float32_matmul_precision(),
@@ -98,7 +99,7 @@ class _Products:
 
 
 def _turn(owner: Any, name: str, right: tuple[Any, ...]) -> Callable[[], None] | None:
-    """Set an attribute to the first of some values unless it has one; return what undoes it."""
+    """Set an attribute to the first of some values unless it has one of them; return an undo."""
     before = getattr(owner, name)
     if before in right:
         return None

@@ -36,7 +36,7 @@ def load(
 ) -> NDArray[np.uint8]:
     """Read the samples of an opaque picture as stored: uint8 (H,W,3) or (H,W) grey.
 
-    Metadata is ignored. Errors as of `load_picture`; UnsupportedImage for transparency too.
+    Metadata is ignored. Errors are those of `load_picture`; UnsupportedImage for transparency too.
     """
     picture = load_picture(source, max_pixels=max_pixels)
     if picture.alpha is not None:
@@ -58,13 +58,13 @@ def load_picture(
 ) -> Picture:
     """Read a picture with its transparency and metadata, samples as stored.
 
-    frame: which frame or page, from 1; needed if there are several of which none is the primary
-    one. to_srgb8: convert other colours and more bits to 8-bit sRGB instead of refusing them.
-    stripped: see `metadata.strip`. admit: called with width, height and number of channels (alpha
-    included) before any pixels are decoded; what it raises is let out. What of the file is left
-    out is told in `remarks` of the picture. Raises UsageError if there is no such file or frame,
-    FormatError if the file is broken or no picture, and UnsupportedImage if it is of a kind that is
-    not coded or of more than max_pixels.
+    frame: which frame or page, from 1; required if there are several and none is the primary one.
+    to_srgb8: convert other colours and more bits to 8-bit sRGB instead of refusing them. stripped:
+    see `metadata.strip`. admit: called with width, height and number of channels (alpha included)
+    before any pixels are decoded; its errors are passed on. The picture's `remarks` name what of
+    the file is left out. Raises UsageError if there is no such file or frame, FormatError if the
+    file is broken or not a picture, and UnsupportedImage for a kind that is not coded or for more
+    than max_pixels.
     """
     name = _name(source)
     try:
@@ -92,7 +92,7 @@ def load_picture(
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Raise what reading a file raises as errors that name it."""
+    """Raise the errors of reading a file again as errors that name it."""
     try:
         yield
     except UnsupportedImage as error:
@@ -120,9 +120,9 @@ def save(
     `image`: a Picture or an array as `Picture.of` takes it. `format`: a suffix such as "png"; by
     default that of the path, PNG for a stream. JPEG and AVIF are lossy (quality 95, 4:4:4), the
     others lossless. `background`: a colour, as CSS names it, to put behind transparent pixels.
-    What is returned names the metadata that the format does not hold, or a colour profile that is
-    of other colours than what is written; if an orientation is among it, the pixels are turned.
-    Raises UsageError, for transparency and colours too that the format has not.
+    Returns the names of the metadata that the format does not hold, and of a colour profile that
+    does not fit the colours written; if an orientation is left out, the pixels are turned. Raises
+    UsageError, also for transparency and colours that the format does not have.
     """
     picture = Picture.of(image)
     pixels = picture.pixels
@@ -162,7 +162,7 @@ def save(
 
 
 def check_format(suffix: str) -> None:
-    """Raise UsageError for a suffix of which no picture can be written."""
+    """Raise UsageError for a suffix whose format cannot be written."""
     _format(suffix)
 
 
@@ -177,7 +177,7 @@ def _format(suffix: str) -> WrittenFormat:
 
 
 def _flatten(picture: Picture, background: str) -> Picture:
-    """Put a colour behind the transparent pixels, mixed in the samples as browsers do."""
+    """Put a colour behind the transparent pixels, mixing stored samples as browsers do."""
     try:
         colour = np.array(ImageColor.getrgb(background)[:3], np.uint16)
     except ValueError as error:
@@ -197,7 +197,7 @@ def _flatten(picture: Picture, background: str) -> Picture:
 
 
 def _without(picture: Picture, left_out: Sequence[str]) -> Picture:
-    """Leave metadata out; what is left of them shows the picture turned as it was."""
+    """Leave metadata out, without changing the orientation that the picture is shown in."""
     gone: dict[str, Any] = dict.fromkeys(left_out)
     bare = replace(picture, **gone)
     told, left = orientation(picture.exif, picture.xmp), orientation(bare.exif, bare.xmp)
@@ -231,7 +231,7 @@ def _stays_grey(form: WrittenFormat, picture: Picture) -> bool:
 
 @cache
 def _avif_has_grey() -> bool:
-    """Whether this Pillow has grey in AVIF files; older ones write and read it as colour."""
+    """Whether this Pillow knows grey AVIF files; older versions write and read them as colour."""
     file = BytesIO()
     Image.new("L", (1, 1)).save(file, "AVIF", subsampling="4:0:0")
     file.seek(0)
@@ -240,7 +240,7 @@ def _avif_has_grey() -> bool:
 
 
 def _metadata_options(form: WrittenFormat, picture: Picture) -> dict[str, Any]:
-    """What Pillow is to be told to write the metadata."""
+    """The options that make Pillow write the metadata."""
     icc, exif, xmp = picture.icc, picture.exif, picture.xmp
     options: dict[str, Any] = {"icc_profile": icc} if icc else {}
     if form.name == "AVIF" and _stays_grey(form, picture):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that ends in good order when it is interrupted: Ctrl-C, or SIGTERM of who shuts down."""
+"""Work that ends in good order when it is interrupted by Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def on_interrupt(end: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Have the first of SIGNALS call `end`, and the next do what it did before.
+    """Let the first of SIGNALS call `end`, and every further one do what it did before.
 
-    In other threads than the main one, which alone may handle signals, nothing changes.
+    Only the main thread may handle signals: in other threads nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

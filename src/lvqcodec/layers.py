@@ -29,7 +29,7 @@ def channels_last(model: N) -> N:
 
 
 def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
-    """Return `value` with the gradient of `smooth` (Bengio et al., 2013).
+    """Return `value` with the gradient of `smooth` (Bengio et al., 2013, arXiv:1308.3432).
 
     Exact where value = 0 or value / 2 <= smooth <= 2 value (Sterbenz, 1974), so for whole values
     that `smooth` rounds to, up or down.
@@ -48,7 +48,7 @@ def floor_ste(x: Tensor) -> Tensor:
 
 
 def begin_randomly(weight: Tensor) -> None:
-    """Fill a weight as networks of ReLUs begin (He et al., 2015); one on meta has no values."""
+    """Fill a weight by He et al. (2015, arXiv:1502.01852); one on `meta` has no values."""
     if not weight.is_meta:  # there it would import the compiler of torch, for seconds
         nn.init.kaiming_normal_(weight, nonlinearity="relu")
 

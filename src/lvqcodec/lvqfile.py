@@ -51,6 +51,6 @@ def open_lvq(source: Source, *, partial: bool = False, max_pixels: int = MAX_PIX
     data = read_source(source, look=read_header)  # what is none, and may never end, is not read
     header, sections, missing = unpack_partial(data) if partial else (*unpack(data), 0)
     check_limit(header.width, header.height, max_pixels)
-    cut, tiles, whole = tiling.from_partial(header, sections, missing)
+    cut, tiles, whole = tiling.find_tiles(header, sections, missing)
     received = tiling.share(sections, missing)
     return LvqFile(header, cut, tiles, whole, sections, received, len(data))

@@ -22,7 +22,7 @@ _CHILD = "import pickle, sys; task, *what = pickle.load(sys.stdin.buffer); print
 
 
 class Coder(Protocol):
-    """One way of coding pictures; `prepare` loads what it needs, and raises what is missing."""
+    """One way of coding pictures; `prepare` loads what it needs, or raises if it is missing."""
 
     def prepare(self) -> None:
         """Load what coding needs."""
@@ -39,11 +39,11 @@ class Coder(Protocol):
 def peak_memory(
     coder: Coder, quality: int, picture: Path, scratch: Path, threads: int
 ) -> tuple[int, int]:
-    """Peak resident sets in bytes of encoding the file `picture`, and of decoding that again.
+    """Peak resident sets in bytes of encoding the file `picture`, and of decoding the result.
 
-    Each is a fresh process that imports, loads the model if there is one, and codes once. So all of
-    it counts: interpreter, libraries (torch for a model, Pillow for a peer), weights, picture and
-    file; only the memory of a GPU does not. `coder` is pickled; `scratch` is a folder.
+    Each runs in a fresh process that imports, loads the model if there is one, and codes once. So
+    everything counts: interpreter, libraries (torch for a model, Pillow for a peer), weights,
+    picture and file; only the memory of a GPU does not. `coder` is pickled; `scratch` is a folder.
     """
     file = scratch / "peak"
     grey = imageio.load(picture).ndim == 2

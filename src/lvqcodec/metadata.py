@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EXIF and XMP as picture files hold them, and the orientation that is told there."""
+"""EXIF and XMP as picture files hold them, and the orientation that they state."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 
 
 def read_exif(image: ImageFile.ImageFile) -> bytes | None:
-    """Return the EXIF of a decoded picture; of a TIFF file, before it is decoded."""
+    """Return the EXIF of a decoded picture; for a TIFF file call it before decoding."""
     exif = image.info.get("exif") or _raw_profile(image, "exif")
     if exif is None and isinstance(image, TiffImageFile):
         try:
@@ -59,7 +59,7 @@ def read_exif(image: ImageFile.ImageFile) -> bytes | None:
 def read_xmp(image: ImageFile.ImageFile) -> tuple[bytes | None, str | None]:
     """Return the XMP packet of a decoded picture, and a remark if it is left out.
 
-    What JPEG holds of it in further segments (Extended XMP) is put into the one packet.
+    The further segments that JPEG has for it (Extended XMP) are merged into the one packet.
     """
     xmp = image.info.get("xmp") or _raw_profile(image, "xmp")
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
@@ -86,7 +86,7 @@ def read_xmp(image: ImageFile.ImageFile) -> tuple[bytes | None, str | None]:
 
 
 def _reassemble(guid: str, portions: list[bytes]) -> bytes:
-    """Return the extension of this name from its portions; ValueError if they are not all there."""
+    """Return the extension of this name from its portions; ValueError if one is missing."""
     whole, missing = b"", None
     for portion in sorted(portions, key=lambda portion: portion[36:_EXTENSION_HEAD]):
         if portion[:32].decode("ascii", "replace").upper() != guid.upper():
@@ -102,7 +102,7 @@ def _reassemble(guid: str, portions: list[bytes]) -> bytes:
 
 
 def _merge(xmp: bytes, extension: bytes) -> bytes:
-    """Put the properties of one packet into another, whose note of it goes."""
+    """Put the properties of one packet into another, whose note of the first is removed."""
     packets = xmp, extension
     for packet in packets:
         _parse(packet)  # refuses a DTD, of which entities could be
@@ -129,7 +129,7 @@ def _merge(xmp: bytes, extension: bytes) -> bytes:
 def _read_xmp_property(xmp: bytes, namespace: str, name: str) -> str | None:
     """Return a simple property of the picture itself; raises expat.ExpatError and ValueError.
 
-    It is an attribute or an element of a description, whatever the prefixes are.
+    It may be an attribute or an element of a description, under any prefixes.
     """
     wanted, description = f"{namespace} {name}", [f"{_RDF} RDF", f"{_RDF} Description"]
     path: list[str] = []
@@ -164,7 +164,7 @@ def _refuse_dtd(*declared: object) -> None:
 
 
 def _raw_profile(image: ImageFile.ImageFile, kind: str) -> bytes | None:
-    """Return what ImageMagick put into PNG files before there were chunks for it."""
+    """Return metadata as ImageMagick put them into PNG files before PNG had chunks for them."""
     text = image.info.get(f"Raw profile type {kind}")
     try:
         _, _, length, *digits = text.split("\n") if text else ("", "", "0")
@@ -174,7 +174,7 @@ def _raw_profile(image: ImageFile.ImageFile, kind: str) -> bytes | None:
 
 
 def parse_exif(exif: bytes | None) -> Image.Exif | None:
-    """Return the tags of EXIF, None if there are none that can be read."""
+    """Return the tags of EXIF, None if none can be read."""
     tags = Image.Exif()
     try:
         tags.load(exif or b"")
@@ -193,7 +193,7 @@ def rewritable(exif: bytes | None) -> bool:
 
 
 def tiff_tags(exif: bytes | None, xmp: bytes | None) -> bytes:
-    """Return EXIF, which is rewritable, and XMP as tags for a TIFF file."""
+    """Return EXIF (which must be `rewritable`) and XMP as tags for a TIFF file."""
     tags = _describing(parse_exif(exif) or Image.Exif())
     if xmp:
         tags[_XMP_TAG] = xmp
@@ -201,7 +201,7 @@ def tiff_tags(exif: bytes | None, xmp: bytes | None) -> bytes:
 
 
 def _describing(tags: Image.Exif) -> Image.Exif:
-    """Return those tags that tell of the picture, not of how a TIFF file stores it."""
+    """Return the tags that describe the picture, without those on how a TIFF file stores it."""
     out = Image.Exif()
     for tag in _TIFF_TAGS:
         if tag in tags:
@@ -213,7 +213,7 @@ def _describing(tags: Image.Exif) -> Image.Exif:
 
 
 def orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """Return the orientation, 1 to 8, that EXIF or else XMP tells; 1 if neither does."""
+    """Return the orientation, 1 to 8, that EXIF or else XMP states; 1 if neither does."""
     tags = parse_exif(exif)
     found = tags.get(ExifTags.Base.Orientation) if tags else None
     if found is None and xmp:
@@ -227,7 +227,7 @@ def orientation(exif: bytes | None, xmp: bytes | None) -> int:
 def strip(picture: Picture) -> Picture:
     """Drop metadata without changing how the picture looks.
 
-    It is turned upright, and keeps a colour profile only if that is of other colours than sRGB.
+    The picture is turned upright, and keeps a colour profile only if its colours are not sRGB.
     """
     icc = picture.icc if picture.icc and not means_srgb(picture.icc) else None
     upright = picture.turned(orientation(picture.exif, picture.xmp))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How near two pictures are, and how far apart two rate-distortion curves (numpy).
+"""The distance of two pictures, and of two rate-distortion curves (numpy).
 
 MS-SSIM loads torch, and BD-rates need a package of the extra `lvqcodec[eval]`: both on use.
 """
@@ -67,7 +67,10 @@ def bpp(num_bytes: int, width: int, height: int) -> float:
 
 
 def ms_ssim(a: Picture, b: Picture) -> float | None:
-    """Multi-scale SSIM in 0..1 (Wang et al., 2003), mean over channels; None below 161 pixels."""
+    """Multi-scale SSIM in 0..1, mean over channels; None for a side below 161 pixels.
+
+    Wang, Simoncelli and Bovik, 2003, https://doi.org/10.1109/ACSSC.2003.1292216.
+    """
     measure = extra("pytorch_msssim").ms_ssim
     if min(a.shape[:2]) < MS_SSIM_MIN_SIDE:
         return None
@@ -90,8 +93,8 @@ def bd_rate(
 
     Bjontegaard (2001, VCEG-M33): log-rate is interpolated over PSNR (PCHIP) and averaged over the
     PSNR range that both curves cover (`common_range`). Rates in any unit, points in any order.
-    None where that has no meaning: the curves share no range, or one of them has fewer than two
-    points or is not strictly rising and finite.
+    None where it is undefined: the curves share no range, or one of them has fewer than two points
+    or is not strictly rising and finite.
     """
     bjontegaard = extra("bjontegaard")
     if common_range(rate_anchor, psnr_anchor, rate_test, psnr_test) is None:
@@ -110,7 +113,7 @@ def common_range(
     rate_test: Sequence[float],
     psnr_test: Sequence[float],
 ) -> tuple[float, float] | None:
-    """Lowest and highest PSNR (dB) that both curves cover; None where `bd_rate` has no meaning."""
+    """Lowest and highest PSNR (dB) that both curves cover; None where `bd_rate` is undefined."""
     anchor, test = _rising(rate_anchor, psnr_anchor)[1], _rising(rate_test, psnr_test)[1]
     if not (anchor.size and test.size):
         return None
@@ -119,7 +122,7 @@ def common_range(
 
 
 def _rising(rate: Sequence[float], psnr: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The points in order of rate, or none where they are no strictly rising, finite curve."""
+    """The points in order of rate; no points unless the curve is strictly rising and finite."""
     if len(rate) != len(psnr):
         raise UsageError(f"a curve of {len(rate)} rates and {len(psnr)} PSNRs: give one for one")
     points = np.array(sorted(zip(rate, psnr, strict=True)), np.float64).reshape(-1, 2)

@@ -100,17 +100,16 @@ class Source:
 def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Original:
     """Make a picture ready to be coded, at the quality to begin with.
 
-    Raises UsageError for a quality that the weights are not for and what cannot be tuned for
+    Raises UsageError for a quality that the model is not for and for what cannot be tuned for
     MS-SSIM, UnsupportedImage for metadata larger than the format takes.
     """
     height, width = picture.pixels.shape[:2]
-    config = loaded.model.config
     header = Header(
         width=width,
         height=height,
         channels=1 if picture.pixels.ndim == 2 else 3,
-        quality=_quality(options, config.quality_range),
-        lattice=options.lattice or config.lattice,
+        quality=_quality(options, loaded.model.config.quality_range),
+        lattice=options.lattice or loaded.model.config.lattice,
         model=loaded.digest,
         stride=loaded.model.stride,
     )
@@ -126,14 +125,13 @@ def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Or
 
 
 def _quality(options: EncodeOptions, there: range) -> int:
-    """Return the quality to begin with; UsageError for one that the model's weights are not for."""
-    quality = options.chosen_quality
-    if options.quality is not None and quality not in there:
+    """Return the quality that is wanted, by default the nearest to the usual one."""
+    if options.quality is not None and options.quality not in there:
         raise UsageError(
-            f"quality {quality} is outside {there[0]}..{there[-1]}, which this model is for:"
-            " give one of these, or choose another model"
+            f"quality {options.quality} is not one that this model is for:"
+            f" give {there[0]} to {there[-1]}, or another model"
         )
-    return min(max(quality, there[0]), there[-1])
+    return min(max(options.chosen_quality, there[0]), there[-1])
 
 
 @torch.inference_mode()

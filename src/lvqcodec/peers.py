@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other codecs to be measured beside ours, as Pillow and two of its plugins run them.
+"""Other codecs to measure beside ours, as Pillow and two of its plugins run them.
 
-PEERS is the whole table: what each is asked for, and the qualities that take it over about 0.05 to
-2 bpp on photographs, as far down as it goes (JPEG and JPEG XL end near 0.15 bpp, WebP near 0.1).
-Chroma is whole (4:4:4) wherever the format has it; lossy WebP is always 4:2:0. What is not named
-is left as the library sets it: tuning, colour matrix, and as many threads as it takes.
+PEERS is the whole table: the options of each codec, and qualities that cover about 0.05 to 2 bpp on
+photographs, as far down as the codec goes (JPEG and JPEG XL end near 0.15 bpp, WebP near 0.1).
+Chroma is 4:4:4 wherever the format has it; lossy WebP is always 4:2:0. Everything else is left as
+the library sets it: tuning, colour matrix, number of threads.
 HEIC and JPEG XL need the extra `lvqcodec[bench]`, imported on use.
 """
 
@@ -70,7 +70,7 @@ class Peer:
             return np.asarray(image.convert("L" if grey else "RGB"))
 
     def facts(self) -> dict[str, Any]:
-        """What was asked for, and of which library, as plain JSON values."""
+        """The options and the version of the library, as plain JSON values."""
         facts = {"format": self.format, "settings": self.settings, "qualities": self.qualities}
         version = features.version(self.feature) if self.feature else None
         return {**facts, "library": f"{self.feature} {version}"} if version else facts
@@ -125,7 +125,7 @@ PEERS = {
 
 
 def find_peers(names: Iterable[str]) -> list[Peer]:
-    """The peers of these names, each once and ready; UsageError for an unknown or missing one."""
+    """The codecs of these names, each once and ready; UsageError for an unknown or missing one."""
     names = list(dict.fromkeys(names))
     unknown = [name for name in names if name not in PEERS]
     if unknown:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is coded: the samples of a picture, its transparency, and what was said about them."""
+"""What is coded: the samples of a picture, its transparency and its metadata."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _INVERSE = {6: 8, 8: 6}  # the other orientations undo themselves
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Samples as they are stored, with what belongs to them.
+    """A picture: samples as they are stored, alpha and metadata.
 
     pixels: uint8 (H, W, 3) RGB or (H, W) grey; sRGB unless `icc` says otherwise. alpha: uint8
     (H, W), 0 transparent, 255 opaque, not multiplied into the pixels; None if all is opaque. icc: a
-    colour profile. exif: a TIFF structure, without the prefix that it has in JPEG files; its
-    orientation is one still to be turned to. xmp: a packet in UTF-8. Each None if there is none.
-    remarks: sentences on what its file held and this does not; they are not coded.
+    colour profile. exif: a TIFF structure, without the prefix that it has in JPEG files; viewers
+    still have to apply its orientation. xmp: a packet in UTF-8. Each is None if there is none.
+    remarks: sentences on what the file held and this does not; they are not coded.
     """
 
     pixels: NDArray[np.uint8]
@@ -32,7 +32,7 @@ class Picture:
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise UnsupportedImage for an alpha that does not belong to the pixels."""
+        """Raise UnsupportedImage for an alpha of another shape than the pixels."""
         alpha, shape = self.alpha, self.pixels.shape[:2]
         if alpha is not None and (alpha.dtype != np.uint8 or alpha.shape != shape):
             raise UnsupportedImage(
@@ -43,7 +43,7 @@ class Picture:
     def of(cls, image: Picture | NDArray[np.uint8]) -> Picture:
         """Return the picture of an array, (H, W, 4) and (H, W, 2) with alpha as the last channel.
 
-        A picture is returned as it is. Raises UnsupportedImage for what is no array.
+        A `Picture` is returned as it is. Raises UnsupportedImage for anything that is not an array.
         """
         if isinstance(image, Picture):
             return image
@@ -62,16 +62,16 @@ class Picture:
         return np.dstack([self.pixels, self.alpha])
 
     def turned(self, orientation: int) -> Picture:
-        """Return the picture turned upright, its pixels being of this EXIF orientation, 1 to 8.
+        """Return the picture turned upright, given the EXIF orientation of its pixels, 1 to 8.
 
-        What EXIF and XMP say of an orientation stays in them.
+        The orientations in EXIF and XMP stay as they are.
         """
         alpha = None if self.alpha is None else turn(self.alpha, orientation)
         return replace(self, pixels=turn(self.pixels, orientation), alpha=alpha)
 
 
 def turn(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turn samples (H, W, ...) of an EXIF orientation 1..8 upright; others are left as they are."""
+    """Turn samples (H, W, ...) of an EXIF orientation 1..8 upright; leave all others."""
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

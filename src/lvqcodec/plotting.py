@@ -22,7 +22,7 @@ LEGEND_LINES = 32  # that fit beside the axes
 
 
 def new_figure(path: str | os.PathLike[str]) -> Any:
-    """An empty figure that can be written to `path`; UsageError where it could not be."""
+    """An empty figure that can be written to `path`; UsageError if it could not be written."""
     figure = metrics.extra("matplotlib.figure").Figure(figsize=(11, 6.5), layout="constrained")
     if Path(path).suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
         raise UsageError(f"cannot draw a plot as `{path}`: end the name in .png, .svg or .pdf")
@@ -33,7 +33,7 @@ def draw(report: Report, path: str | os.PathLike[str], measure: str = "psnr") ->
     """Write "psnr" or "ms-ssim" over bpp (log axis): ours thick, peers medium, anchors thin.
 
     The legend has the BD-rate of the first curve over each other one. Raises UsageError for a kind
-    of file that cannot be written, and where no picture is large enough for MS-SSIM.
+    of file that cannot be written, and if no picture is large enough for MS-SSIM.
     """
     figure = new_figure(path)
     curves = rd_curves(report.points, measure)
@@ -81,7 +81,7 @@ def draw(report: Report, path: str | os.PathLike[str], measure: str = "psnr") ->
 
 
 def _frame(axes: Any, curves: dict[str, Curve], ylabel: str) -> None:
-    """Axes around the measured curves: anchors may run out of them."""
+    """Axes that fit the measured curves; anchors may leave them."""
     bpp = list(chain.from_iterable(curve[0] for curve in curves.values()))
     db = [value for curve in curves.values() for value in curve[1] if math.isfinite(value)]
     axes.set_xscale("log")

@@ -21,8 +21,8 @@ from lvqcodec.original import Original
 from lvqcodec.progress import OnProgress
 
 FINER = 0.75
-_BELOW, _ABOVE = 4, 2
-"""So many steps beyond the qualities of a model the quantizer goes on alone."""
+BELOW, ABOVE = 4, 2
+"""Steps beyond the qualities of the model, by the quantizer alone."""
 
 _PER_STEP = {"size": 0.045, "psnr": 0.2}  # of ln bytes and of dB: a guess that brackets correct
 _MAX_ENCODES = 14
@@ -121,18 +121,18 @@ def reach(
     set anew, because refined files are of another size. Raises UsageError for a goal out of reach.
     """
     at = lru_cache(maxsize=2)(original.at)
-    there = original.loaded.model.config.quality_range
+    low, high = original.loaded.model.config.qualities
 
     def quality_of(setting: float) -> int:
-        return min(max(math.floor(setting), there[0]), there[-1])
+        return min(max(math.floor(setting), low), high)
 
     def encode(setting: float) -> Candidate:
         quality = quality_of(setting)
         return encode_plan(at(quality), _eased(PLAIN, setting, quality))
 
-    start, first = time.monotonic(), original.header.quality
-    bounds: tuple[float, float] = there[0] - _BELOW, there[-1] + _ABOVE
-    settings, tried = _close_in(goal, encode, first, bounds, deadline, must_fit=True)
+    start = time.monotonic()
+    first, ends = float(original.header.quality), (low - BELOW, high + ABOVE)
+    settings, tried = _close_in(goal, encode, first, ends, deadline, must_fit=True)
     best = goal.best(tried)
     if best is None:
         raise goal.out_of_reach(tried)

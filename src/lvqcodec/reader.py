@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Picture files to pictures, through Pillow: kept as they are, or refused with the remedy.
 
-Palettes and fewer bits are expanded, which changes no colour. More than 8 bits, other colours than
-RGB and grey, and colour spaces that only the file format states are refused, or made 8-bit sRGB
-where that was asked for. What is left out of a picture that is read is told in its remarks: nothing
+Palettes and samples of fewer bits are expanded, which changes no colour. More than 8 bits, colours
+other than RGB and grey, and colour spaces that only the file format states are refused, or
+converted to 8-bit sRGB on request. The remarks of a picture name what was left out of it: nothing
 is lost silently.
 """
 
@@ -72,7 +72,7 @@ Reader = Callable[[IO[bytes], str | bytes], ImageFile.ImageFile]
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture file of which the header has been read; `remarks` is what has been noticed."""
+    """A picture file whose header has been read; `remarks` collects what will be left out."""
 
     image: ImageFile.ImageFile
     data: bytes
@@ -89,9 +89,9 @@ class Opened:
 
 
 def find_reader(head: bytes) -> Reader | None:
-    """Return what opens a file with these first bytes.
+    """Return the function that opens files with these first bytes.
 
-    Not Image.open: its limit on pixels is a global, and smaller than ours.
+    Image.open will not do: its limit on pixels is global and smaller than ours.
     """
     if looks_like(head) == "camera raw":
         return None  # Pillow would take the preview in it for the picture
@@ -118,8 +118,8 @@ def open_picture(
 ) -> Opened:
     """Read the header of the whole file `data`, of the page `frame` if there are pages.
 
-    See `imageio.load_picture` for arguments and errors. What Pillow raises for broken files is let
-    out, and UnsupportedImage says only what there is.
+    See `imageio.load_picture` for arguments and errors. Errors of Pillow about broken files are
+    passed on, and UnsupportedImage says only what was found.
     """
     with _understood():
         image = reader(BytesIO(data), name)
@@ -140,7 +140,7 @@ def open_picture(
 
 
 def decode(opened: Opened, to_srgb8: bool = False) -> Picture:
-    """Decode an opened file; see `imageio.load_picture`, errors are as of `open_picture`."""
+    """Decode an opened file; see `imageio.load_picture`. Errors are those of `open_picture`."""
     image, data, remarks = opened.image, opened.data, list(opened.remarks)
     if opened.frame is not None and image.format not in _PAGED:
         with _understood():
@@ -185,7 +185,7 @@ def decode(opened: Opened, to_srgb8: bool = False) -> Picture:
 def _open_jpeg(file: IO[bytes], name: str | bytes) -> ImageFile.ImageFile:
     """Open a JPEG file, with the other pictures that its index (MPF) tells of.
 
-    Unlike Pillow's own way it takes Ultra HDR for what it is too, and is silent about bad indices.
+    Unlike Pillow's own opener it accepts Ultra HDR, and does not warn about bad indices.
     """
     image = JpegImageFile(file, name)
     try:
@@ -200,7 +200,7 @@ def _open_jpeg(file: IO[bytes], name: str | bytes) -> ImageFile.ImageFile:
 
 @contextmanager
 def _understood() -> Iterator[None]:
-    """Raise UnsupportedImage where Pillow says that it does not know the kind."""
+    """Raise UnsupportedImage where Pillow does not know the kind of picture."""
     try:
         yield
     except Image.DecompressionBombError as error:  # of GIF Pillow looks at its own limit
@@ -215,7 +215,7 @@ def _understood() -> Iterator[None]:
 
 
 def _check_png(data: bytes) -> None:
-    """Raise FormatError where a checksum of the pixels is wrong, which Pillow does not look at."""
+    """Raise FormatError where a checksum of the pixels is wrong; Pillow does not check them."""
     for chunk in png_chunks(data):
         stored = data[chunk.end : chunk.end + 4]
         checked = chunk.kind == b"IDAT" and len(stored) == 4  # what is truncated shows in decoding
@@ -236,7 +236,7 @@ def _check_size(image: ImageFile.ImageFile, max_pixels: int) -> None:
 
 
 def _tell_of_others(opened: Opened, frames: int) -> None:
-    """Tell of what is in a file beside its picture; UnsupportedImage if none is the one."""
+    """Remark on the other pictures of a file; UnsupportedImage if none is the primary one."""
     image, data, remarks = opened.image, opened.data, opened.remarks
     if frames > 1 and image.format not in _HAVE_PRIMARY:
         raise UnsupportedImage(f"{frames} frames or pages; choose one with --frame N")
@@ -264,7 +264,7 @@ def _tell_of_others(opened: Opened, frames: int) -> None:
 
 
 def _behind(image: ImageFile.ImageFile, data: bytes) -> str | None:
-    """What to say of data behind the picture, None if there are none."""
+    """The remark on data behind the picture, None if there are none."""
     end = end_of_picture(data, image.format or "")
     if image.format == "PPM" and image.tile and image.tile[0][0] != "ppm_plain":
         wide = 2 if image.mode in _SIXTEEN_BITS or _is_deep(image, data) else 1
@@ -280,7 +280,7 @@ def _behind(image: ImageFile.ImageFile, data: bytes) -> str | None:
 
 
 def _auxiliaries(data: bytes) -> list[str]:
-    """What to say of gain maps, depth maps and the like in an AVIF or HEIC file."""
+    """The remarks on gain maps, depth maps and the like in an AVIF or HEIC file."""
     found = [(box.kind, box.of(data)) for box in all_boxes(data)]
     others = sum(
         kind == b"auxC" and not content[4:].startswith(_AUXILIARY_ALPHA) for kind, content in found
@@ -293,7 +293,7 @@ def _auxiliaries(data: bytes) -> list[str]:
 
 
 def _refuse(opened: Opened, to_srgb8: bool) -> None:
-    """Raise UnsupportedImage for a kind that cannot be read, or only be converted."""
+    """Raise UnsupportedImage for a kind that cannot be read, or can only be converted."""
     image, data = opened.image, opened.data
     mode = image.mode
     if mode == "F" or (mode == "I" and isinstance(image, TiffImageFile)):
@@ -347,7 +347,7 @@ def _refuse_tiff(image: TiffImageFile, frame: int | None) -> None:
 
 
 def _is_deep(image: ImageFile.ImageFile, data: bytes) -> bool:
-    """Whether there are more than 8 bits a sample, which is more than what is decoded."""
+    """Whether there are more than 8 bits per sample, more than Pillow decodes."""
     if isinstance(image, TiffImageFile):
         return bool(np.max(image.tag_v2.get(ExifTags.Base.BitsPerSample, 1)) > 8)
     if image.format == "AVIF":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation found: as a table to read, as JSON, as CSV, and drawn by `plotting`."""
+"""The results of an evaluation: as a table to read, as JSON, as CSV and as a plot."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Point:
 class BdRate:
     """Rate of `curve` over `anchor` in percent at equal PSNR, and at equal MS-SSIM in dB.
 
-    Each over the range in dB that both cover. None: they share none, do not rise with the rate, or
-    have no MS-SSIM.
+    Each is taken over the range in dB that both cover. None if they share no range, do not rise
+    with the rate, or have no MS-SSIM.
     """
 
     curve: str
@@ -69,7 +69,7 @@ class BdRate:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The pictures at which `curve` does worst, and best, from the extreme inwards.
+    """The pictures on which `curve` does worst, and best, from the extreme inwards.
 
     In % as BD-rate over the curve `against`; or in dB as PSNR over that of the mean curve at equal
     bpp, averaged over log bpp. `unranked` pictures have no such figure.
@@ -96,10 +96,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation, and what it was made with.
+    """An evaluation and its settings.
 
-    `curves` says of each what was measured: {"model", "lattice"} of ours, or {"format", "settings",
-    "qualities", "library"} of another codec. `anchors` were read, not measured.
+    `curves` says what was measured for each: {"model", "lattice"} of ours, or {"format",
+    "settings", "qualities", "library"} of another codec. `anchors` were read, not measured.
     """
 
     command: str
@@ -172,7 +172,7 @@ class Report:
         measure: str,
         value: Callable[[BdRate], tuple[float | None, tuple[float, float] | None]],
     ) -> list[str]:
-        """BD-rates of the curves, a column each, over curves and anchors, a row each."""
+        """BD-rates of the curves (columns) over curves and anchors (rows)."""
         cells = {(rate.anchor, rate.curve): _cell(*value(rate)) for rate in self.bd_rates}
         rows = {name: f"{number} {name}" for number, name in enumerate(self.curves, 1)}
         rows |= {name: name for name in self.anchors}
@@ -212,7 +212,7 @@ class Report:
 
 
 def rd_curves(points: Sequence[Point], measure: str = "psnr") -> dict[str, Curve]:
-    """bpp and dB of every curve among `points`, for "ms-ssim" of those that have it throughout."""
+    """bpp and dB of every curve among `points`; for "ms-ssim" only where all have it."""
     curves: dict[str, Curve] = {}
     for name in dict.fromkeys(point.curve for point in points):
         own = [point for point in points if point.curve == name]
@@ -226,7 +226,7 @@ def rd_curves(points: Sequence[Point], measure: str = "psnr") -> dict[str, Curve
 
 
 def anchor_curves(anchors: Anchors, measure: str = "psnr") -> dict[str, Curve]:
-    """bpp and dB of every anchor, for "ms-ssim" of those that have it."""
+    """bpp and dB of every anchor; for "ms-ssim" only of those that have it."""
     if measure == "psnr":
         return {name: (anchor["bpp"], anchor["psnr"]) for name, anchor in anchors.items()}
     return {

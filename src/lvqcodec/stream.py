@@ -30,6 +30,7 @@ from lvqcodec.coding.rangecoder import (
 from lvqcodec.container import Header
 from lvqcodec.entropy.base import LATENT_UNITS, Channels, Density, LatentCoder
 from lvqcodec.errors import FormatError, StreamError, UsageError
+from lvqcodec.footprint import LARGEST, MemoryFigures
 from lvqcodec.guard import own_torch
 from lvqcodec.likelihood import nearest_bin
 from lvqcodec.model import CodecModel, LatentQuantizer, Recorder, Sink, own_bins, reconstruct
@@ -42,15 +43,22 @@ _MOST_BYTES = 16  # more than all symbols of a latent can take: 24 + 34 bits, an
 
 
 class LoadedModel:
-    """A model on a device, ready to code, with the digest that its files name."""
+    """A model on a device, ready to code, with the digest that its files name and what it takes."""
 
-    def __init__(self, model: CodecModel, digest: bytes, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: CodecModel,
+        digest: bytes,
+        device: torch.device,
+        memory: MemoryFigures = LARGEST,
+    ) -> None:
         if model.tables is None:
             raise UsageError("a model in training cannot code; export it first")
         self.model = model.to(device)
         self.tables = model.tables
         self.digest = digest[:MODEL_ID_BYTES]
         self.device = device
+        self.memory = memory
 
 
 def load_model(name: str = DEFAULT_MODEL, *, device: str = "auto") -> LoadedModel:
@@ -66,7 +74,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str = "auto") -> LoadedMode
 def load_card(card: ModelCard, device: torch.device) -> LoadedModel:
     """Return the model of a card, from memory if it was loaded before."""
     model = unpack_weights(*read_files(card))
-    return LoadedModel(model, bytes.fromhex(card.digest), device)
+    return LoadedModel(model, bytes.fromhex(card.digest), device, card.memory)
 
 
 def find_device(name: str) -> torch.device:

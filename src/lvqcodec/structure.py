@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts that picture files are made of, found by walking them from the front.
 
-What a file says stands where its format puts it: the same bytes elsewhere mean nothing. The walkers
-stop where a file stops making sense; whether it is damaged is for its decoder to say.
+Bytes mean something only where their format puts them: the same bytes elsewhere mean nothing. The
+walkers stop where a file stops making sense; only its decoder can say whether it is damaged.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def jpeg_segments(data: bytes) -> Iterator[Part]:
 
 
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Part]:
-    """Walk the boxes of an ISO BMFF file (AVIF, HEIC, JPEG XL), not those within them."""
+    """Walk the boxes of an ISO BMFF file (AVIF, HEIC, JPEG XL), without those inside them."""
     end = len(data) if end is None else min(end, len(data))
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
@@ -92,7 +92,7 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Part]
 
 
 def all_boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[Part]:
-    """Walk the boxes, and those within them that describe pictures."""
+    """Walk the boxes, and those inside them that describe pictures."""
     for box in boxes(data, start, end):
         yield box
         if box.kind in _HOLDERS:
@@ -100,7 +100,7 @@ def all_boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[P
 
 
 def brands(data: bytes) -> set[bytes]:
-    """Return what an ISO BMFF file says that it is, by its first box; nothing of another file."""
+    """Return the brands in the first box of an ISO BMFF file; none for any other file."""
     box = next(boxes(data), None)
     if box is None or box.kind != b"ftyp":
         return set()
@@ -146,7 +146,7 @@ def end_of_picture(data: bytes, form: str) -> int | None:
 
 
 def _inner(data: bytes, box: Part) -> int:
-    """How many bytes stand before the boxes in a box."""
+    """How many bytes precede the boxes inside a box."""
     if box.kind == b"iinf" and data[box.start : box.start + 1] > b"\0":
         return 8  # its number of entries is longer
     return _HOLDERS[box.kind]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The threads of OpenMP that torch works with: how they wait, and what a fork leaves of them.
 
-GNU's OpenMP reads its settings when torch loads it, and lets idle threads wait in a loop. Where
-others want the cores this takes up to thirty times longer; so, unless whoever runs this process has
-chosen, they wait without one. In a forked child the thread that forked finds a pool of threads that
-are no more, and would wait for them for ever: there it works alone. Threads that a child starts
-have pools of their own.
+GNU's OpenMP reads its settings when torch loads it, and lets idle threads wait in a busy loop.
+Where other processes need the cores, work then takes up to thirty times longer. So threads wait
+without a loop here, unless the environment says otherwise. In a forked child, the threads of the
+pool no longer exist, and the thread that forked would wait for them for ever: it works alone there.
+Threads that the child starts have pools of their own.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _orphan: int | None = None
 
 
 def bounded(threads: int) -> int:
-    """Return how many threads are used where so many are asked for: one for each core at most.
+    """Return how many of the threads asked for are used: at most one for each core.
 
-    More of them only wait for each other; thousands have crashed OpenMP.
+    More threads only wait for each other; thousands have crashed OpenMP.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if os.environ.get(FORCE_THREADS) == "1":
@@ -36,8 +36,8 @@ def bounded(threads: int) -> int:
 def quiet() -> dict[str, str]:
     """Return the environment variables to add, if any, before torch is first imported.
 
-    The threads may still loop for some microseconds: without, a lone search takes 1.2 to 1.5 times
-    as long; with that, two at once take 1.15 times.
+    The threads may still loop for some microseconds. Without that, a search alone takes 1.2 to 1.5
+    times as long; with it, two searches at once take 1.15 times as long.
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return {}
@@ -46,7 +46,7 @@ def quiet() -> dict[str, str]:
 
 
 def load_torch() -> None:
-    """Import torch with threads that wait quietly, if nobody has before; leave no trace of it."""
+    """Import torch with threads that wait quietly, unless it is loaded; leave no trace of it."""
     if "torch" in sys.modules:
         return
     added = quiet()
@@ -59,7 +59,7 @@ def load_torch() -> None:
 
 
 def after_fork() -> None:
-    """Make this thread work alone if a fork has taken its pool of threads from it."""
+    """Make this thread work alone if a fork has left it without its pool of threads."""
     if _orphan == threading.get_ident():
         import torch
 

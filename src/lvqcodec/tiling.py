@@ -224,23 +224,16 @@ def to_section(tiling: Tiling, tiles: Sequence[bytes]) -> Section:
     return Section(SECTION_TILES, b"".join([table, *tiles]))
 
 
-def from_sections(header: Header, sections: Mapping[int, bytes]) -> tuple[Tiling, list[memoryview]]:
-    """Return the tiling of a file and its tiles; raises FormatError.
-
-    Nothing is allocated for more tiles than the payload has room for.
-    """
-    return from_partial(header, sections, 0)[:2]
-
-
-def from_partial(
-    header: Header, sections: Mapping[int, bytes], missing: int
+def find_tiles(
+    header: Header, sections: Mapping[int, bytes], missing: int = 0
 ) -> tuple[Tiling, list[memoryview], int]:
-    """Do as `from_sections` with what `container.unpack_partial` returns.
+    """Return the tiling of a file, its tiles and how many of these are whole.
 
-    Returned as well is how many tiles are whole; at most one is cut, and those after it are empty.
-    Raises FormatError where the table of tiles is not whole or nothing follows it.
+    missing: as `container.unpack_partial` returns it; of the tiles at most one is cut then, and
+    those after it are empty. Nothing is allocated for more tiles than the payload has room for.
+    Raises FormatError, also where the table of tiles is not whole or nothing follows it.
     """
-    cut, tiles, whole = _find_tiles(header, sections, _lost(missing))
+    cut, tiles, whole = _cut_payload(header, sections, _lost(missing))
     if not whole and max(map(len, tiles)) <= _MIN_TILE:
         raise FormatError("the file ends before its latents; fetch the file again")
     return cut, tiles, whole
@@ -257,7 +250,7 @@ def _lost(missing: int) -> int:
     return max(missing - CHECK_BYTES, 0)
 
 
-def _find_tiles(
+def _cut_payload(
     header: Header, sections: Mapping[int, bytes], lost: int
 ) -> tuple[Tiling, list[memoryview], int]:
     if SECTION_LATENTS in sections:

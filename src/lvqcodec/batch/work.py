@@ -22,7 +22,7 @@ from lvqcodec.batch.plan import Item
 from lvqcodec.batch.records import DONE, FAILED, KEPT, SKIPPED, TO_CODE, Point, Record
 from lvqcodec.batch.room import Room
 from lvqcodec.batch.stores import Store, open_store
-from lvqcodec.catalog import DEFAULT_MODEL, find_model
+from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest, find_model
 from lvqcodec.container import STREAM_VERSION, read_header
 from lvqcodec.errors import LvqError, ModelMismatch, UsageError
 from lvqcodec.files import FileInTheWay
@@ -189,7 +189,8 @@ class Worker:
 
     def _decode(self, file: LvqFile) -> tuple[Picture, float]:
         """Return the picture of an .lvq file, and how long that took."""
-        need = footprint.decoding(file.header, file.tiling, file.region())
+        memory = find_by_digest(file.header.model).memory
+        need = footprint.decoding(file.header, file.tiling, file.region(), memory)
         with self._memory.take(need), self._places.take(0):
             start = self._begin()
             return decode_picture(file, self.job.device), time.perf_counter() - start
@@ -250,7 +251,11 @@ class Worker:
     def _need(self, width: int, height: int, channels: int) -> int:
         """Bytes that encoding a picture takes, measuring it included."""
         settings = self.job.settings
-        return footprint.encoding_of(width, height, channels, settings, weighed=True)
+        assert self._loaded is not None
+        figures = self._loaded.memory
+        return footprint.encoding_of(
+            width, height, channels, settings, weighed=True, figures=figures
+        )
 
     def _begin(self) -> float:
         if self._stopped:

@@ -34,7 +34,7 @@ from lvqcodec.options import OPTIONS, RATES, EncodeOptions, refuse_several
 from lvqcodec.suffixes import WRITTEN
 from lvqcodec.threads import MAX_THREADS, bounded
 
-_ENCODING_ONLY = (*(*OPTIONS, "budget_metric", "frame", "model", "psnr", "strip", "to_srgb8"),)
+_ENCODING_ONLY = (*OPTIONS, "budget_metric", "frame", "model", "psnr", "strip", "to_srgb8")
 
 
 @click.command()

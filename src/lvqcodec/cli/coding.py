@@ -10,6 +10,7 @@ import time
 import click
 
 from lvqcodec import footprint
+from lvqcodec.catalog import find_model
 from lvqcodec.cli.common import (
     refuse_json_beside_data,
     set_up_torch,
@@ -141,7 +142,7 @@ def encode(
         to_srgb8=to_srgb8,
         stripped=strip,
         max_pixels=max_pixels,
-        admit=footprint.admission(options),
+        admit=footprint.admission(options, find_model(model).memory),
     )
     for remark in () if quiet else picture.remarks:
         click.echo(f"lvq: note: {display_name(source, 'stdin')}: {remark}", err=True)

@@ -46,9 +46,10 @@ def _facts(path: str) -> dict[str, Any]:
     file = open_lvq(read_file(path))
     header = file.header
     try:
-        model = find_by_digest(header.model).name
+        card = find_by_digest(header.model)
+        model, memory = card.name, card.memory
     except ModelNotFound:
-        model = None
+        model, memory = None, footprint.LARGEST
     return {
         "file": display_name(path),
         "bytes": file.size,
@@ -63,7 +64,7 @@ def _facts(path: str) -> dict[str, Any]:
         "stream_version": header.stream_version,
         **{name: len(file.sections.get(kind, b"")) for name, kind in EXTRAS.items()},
         "tiles": len(file.tiling),
-        "decode_memory": footprint.decoding(header, file.tiling, file.region()),
+        "decode_memory": footprint.decoding(header, file.tiling, file.region(), memory),
     }
 
 

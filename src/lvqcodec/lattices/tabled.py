@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -158,13 +157,3 @@ def counted(counts: Arrays | None, edge: int) -> tuple[NDArray[np.int64], Floats
         shape = (NUM_BINS, edge + 1)
         return np.zeros(shape, np.int64), np.zeros(shape)
     return counts["counts"], counts["offsets"]
-
-
-def added(one: Mapping[str, Arrays], other: Mapping[str, Arrays]) -> dict[str, dict[str, Any]]:
-    """Sums of counts by lattice and name; what one of them lacks is taken from the other."""
-    total: dict[str, dict[str, Any]] = {name: dict(counts) for name, counts in one.items()}
-    for name, counts in other.items():
-        mine = total.setdefault(name, {})
-        for key, array in counts.items():
-            mine[key] = mine[key] + array if key in mine else array
-    return total

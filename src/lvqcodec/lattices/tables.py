@@ -116,6 +116,16 @@ def parametric_tables(*names: str) -> CodingTables:
     return CodingTables(Z.fit(), {name: LATTICES[name].fit() for name in others})
 
 
+def added(one: Counts, other: Counts) -> dict[str, dict[str, Any]]:
+    """Sums of counts by lattice and name; what one of them lacks is taken from the other."""
+    total: dict[str, dict[str, Any]] = {name: dict(counts) for name, counts in one.items()}
+    for name, counts in other.items():
+        mine = total.setdefault(name, {})
+        for key, array in counts.items():
+            mine[key] = mine[key] + array if key in mine else array
+    return total
+
+
 # --- names in weights files from before lattices had tables of their own: those of Z and E8 ------
 
 _STORED = {

@@ -31,7 +31,7 @@ _KINDS = {
 
 
 def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain data aside and rename them: what is there stays until all is."""
+    """Write tensors and plain data aside, then rename: the old file stays till the new is whole."""
     path = folder / CHECKPOINT
     aside = path.with_suffix(".pt.part")
     try:
@@ -44,7 +44,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 def read_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Return what `write_checkpoint` was given, on `device`; raises UsageError.
 
-    There is everything that a run continues from, of the right types.
+    It holds everything that a run continues from, of the right types.
     """
     path = folder / CHECKPOINT
     try:
@@ -85,9 +85,9 @@ def _fault(state: object) -> str | None:
 def read_weights(source: Path) -> dict[str, Tensor]:
     """Return the weights of a run folder (its average) or of an exported model.
 
-    Such a model is named by its card (.toml) or, where it is all in one, by its weights file. Its
-    context networks are integers; their float twins are returned. Raises UsageError; for damaged
-    or incomplete weights ModelMismatch; for files that a card names in vain ModelNotFound.
+    Name such a model by its card (.toml) or, if it is a single file, by its weights. Its context
+    networks are integers; the equivalent floats are returned. Raises UsageError; ModelMismatch for
+    damaged or incomplete weights; ModelNotFound if a file that the card names is missing.
     """
     if source.is_dir():
         return dict(read_checkpoint(source)["average"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training pictures: held in memory (of the device) as uint8, cropped and flipped there."""
+"""Training pictures: held as uint8 in the memory of the device, cropped and flipped there."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def load_pictures(
 ) -> list[np.ndarray]:
     """Decode every picture of the folders and tar files to uint8 (H, W, 3), in a fixed order.
 
-    Training material only: alpha and profiles are dropped, any mode becomes RGB. `report` is told
-    how many are decoded, and of how many.
+    For training only: alpha and profiles are dropped, any mode becomes RGB. `report` is called with
+    the number of pictures decoded and of all.
     """
     encoded = list(_encoded_pictures(sources))[:limit]
     if not encoded:
@@ -68,14 +68,14 @@ def load_pictures(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the CPU to `device` without waiting for what a GPU has yet to do."""
+    """Copy a tensor from the CPU to `device` without waiting for the work that a GPU has queued."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class CropSampler:
     """Random crops of pictures that live in one flat uint8 tensor (pixels, 3) on `device`.
 
-    One gather makes a whole batch, so that a GPU is never kept waiting. Pictures are drawn with a
+    One gather makes a whole batch, so a GPU never waits. Pictures are drawn with a
     probability proportional to their area; pictures smaller than the crop are skipped.
     """
 

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.lattices.tabled import added
-from lvqcodec.lattices.tables import CodingTables
+from lvqcodec.lattices.tables import CodingTables, added
 from lvqcodec.model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.quantizer import Quantizer
 

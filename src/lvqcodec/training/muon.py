@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# A polynomial per step that drives singular values to 1 (Amsel et al., "The Polar Express", 2025,
+# Polynomials, one a step, that drive singular values to 1 (Amsel et al., "The Polar Express", 2025,
 # https://arxiv.org/abs/2505.16932), the first five; matrices of any spread of singular values.
 _POLYNOMIALS = (
     (8.2873, -23.5959, 17.3004),
@@ -32,12 +32,14 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose update of every weight matrix is orthogonalised (Jordan, 2024).
+    """Nesterov momentum whose update of every weight matrix is orthogonalised.
+
+    Jordan, 2024, https://kellerjordan.github.io/posts/muon/.
 
     Weights of more than two dimensions count as (first dimension, all others). The update is scaled
-    as in Liu et al. ("Muon is scalable for LLM training", 2025), 0.2 sqrt(max(m, n)), so that its
-    entries are about as large as Adam's at the same learning rate. torch.optim.Muon takes matrices
-    only and cannot skip a step on the device.
+    by 0.2 sqrt(max(m, n)), as in Liu et al. ("Muon is scalable for LLM training", 2025,
+    https://arxiv.org/abs/2502.16982), so its entries are about as large as Adam's at the same rate.
+    torch.optim.Muon takes matrices only and cannot skip a step on the device.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several processes that train one model, each on its own GPU, as `torchrun` starts them.
 
-Every process draws the random numbers of the whole batch and works on its share of it; losses and
-gradients are exchanged, so that all of them hold the same weights, and the same as one process
-alone would, up to rounding.
+Every process draws the random numbers of the whole batch and works on its share of it. Losses and
+gradients are exchanged, so all processes hold the same weights: up to rounding, those that one
+process alone would have.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that logs, saves and validates."""
+        """Whether this process is the one that logs, saves and validates."""
         return self.index == 0
 
     def share(self, batch: int) -> slice:
-        """Return which of a batch are this process's; all get as many."""
+        """Return this process's part of a batch; all parts are equally large."""
         each = batch // self.count
         return slice(self.index * each, (self.index + 1) * each)
 
@@ -75,7 +75,7 @@ class Ranks:
 
 @contextmanager
 def _flattened(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Lend tensors as one vector, so that they travel in one message, and copy it back."""
+    """Yield tensors as one vector, so that they travel in one message, and copy it back."""
     parts = list(tensors)
     flat = torch.cat([part.flatten() for part in parts])
     yield flat
@@ -88,7 +88,7 @@ def join_ranks(device: str) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the processes that the environment names (RANK, WORLD_SIZE, LOCAL_RANK), if any.
 
     Yields this process's rank and its device: `device` resolved, a GPU of its own with CUDA.
-    Returns from waiting when all have come. Raises UsageError if there are too few GPUs.
+    Waits until all processes have joined. Raises UsageError if there are too few GPUs.
     """
     where = torch.device(choose_device(device))
     count = int(os.environ.get("WORLD_SIZE", "1"))
@@ -114,7 +114,7 @@ def join_ranks(device: str) -> Iterator[tuple[Ranks, torch.device]]:
 
 
 def choose_device(name: str) -> str:
-    """Resolve `auto` to the GPU where there is one."""
+    """Resolve `auto` to the GPU if there is one."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name

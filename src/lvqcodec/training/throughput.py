@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What steps report and where their time goes; a GPU is waited for only when that is read."""
+"""What steps report and where their time goes; only reading it waits for the GPU."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Meter:
         self.total = Tally()
 
     def mark(self, ended: str = "") -> None:
-        """Note that a phase has ended here; without a name, that a step begins."""
+        """Mark the end of a phase; without a name, the beginning of a step."""
         now: Mark = time.perf_counter()
         if self._on_gpu:
             now = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -62,12 +62,12 @@ class Meter:
         self._names = list(values)
 
     def add_time(self, crops: int, seconds: float) -> None:
-        """Add the crops of a step and the seconds that it took of the wall clock."""
+        """Add the crops of a step and the wall-clock seconds that it took."""
         self._recent.crops += crops
         self._recent.seconds += seconds
 
     def wait(self) -> None:
-        """Wait until the device has done what was marked."""
+        """Wait until the device has done everything marked so far."""
         if self._marks and isinstance(last := self._marks[-1][1], torch.cuda.Event):
             last.synchronize()
 

@@ -24,7 +24,7 @@ def validate(
 ) -> list[dict[str, float]]:
     """Return estimated bpp and PSNR of pictures (H, W, 3) uint8, means over them, per quality.
 
-    With the tune "ms-ssim" MS-SSIM too, over the pictures of at least 161 x 161 pixels if any.
+    With the tune "ms-ssim", MS-SSIM as well, over the pictures of at least 161 x 161 pixels.
     """
     points = []
     for quality in qualities:
