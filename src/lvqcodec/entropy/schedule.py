@@ -90,9 +90,9 @@ def wavefront(height: int, width: int, channels: int) -> Schedule:
     """Raster order for masked 3x3 convolutions, all latents that need no other at a time.
 
     A position waits for the three above it and the one before it: its turn is 2 row + column, so
-    there are width + 2 (height - 1), of two columns or more. That holds for stacked layers as well: what the next one
-    reaches is two rows above, two columns ahead. Masked convolutions: van den Oord et al. (2016),
-    https://arxiv.org/abs/1606.05328.
+    there are width + 2 (height - 1), of two columns or more. That holds for stacked layers as well:
+    what the next one reaches is two rows above, two columns ahead. Masked convolutions: van den
+    Oord et al. (2016), https://arxiv.org/abs/1606.05328.
     """
     rows, columns = _places(height, width)
     return _schedule(2 * rows + columns, (channels,))
