@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lvqcodec.model import CodecModel, RateEstimator
-from lvqcodec.training.init import fit_linear, initialise, linear_is_fitted
+from lvqcodec.training.init import initialise, solve
 
 
 class Residuals(RateEstimator):
@@ -43,14 +43,13 @@ def test_linear_predictors_take_away_what_a_straight_line_can(tiny_config, crops
     torch.manual_seed(0)
     model = CodecModel(tiny_config).requires_grad_(False)
     initialise(model, crops)
-    assert not linear_is_fitted(model)
     for networks in model.entropy.networks:
         for network in networks:
             network.gate.bias.rows.fill_(4.0)  # wide open
     seen, unseen = crops[:18], crops[18:]
     before = squares(model, seen, 62.0), squares(model, unseen, 62.0)
-    fit_linear(model, seen)
-    assert linear_is_fitted(model)
+    solve(model.entropy.regression(), model, seen)
+    assert model.entropy.regression() is None, "it is fitted already"
     after = squares(model, seen, 62.0), squares(model, unseen, 62.0)
     assert after[0] < 0.9 * before[0]
     assert after[1] < 0.95 * before[1], "on pictures that it was not fitted to"
@@ -59,7 +58,7 @@ def test_linear_predictors_take_away_what_a_straight_line_can(tiny_config, crops
 def test_fitting_leaves_nothing_hooked(tiny_config, crops):
     model = CodecModel(tiny_config).requires_grad_(False)
     initialise(model, crops)
-    fit_linear(model, crops[:4])
+    solve(model.entropy.regression(), model, crops[:4])
     for networks in model.entropy.networks:
         for network in networks:
             assert not network.linear._forward_hooks

@@ -10,7 +10,7 @@ from conftest import read_latents
 
 from lvqcodec import codec, container, integer, stream
 from lvqcodec.entropy.base import LATENT_LIMIT, LATENT_UNITS
-from lvqcodec.entropy.msp import WeightedSum
+from lvqcodec.entropy.context import WeightedSum
 from lvqcodec.errors import ModelMismatch
 from lvqcodec.integer import ACTIVATION_MAX, FRACTION_BITS, MAX_SUM, IntegerLinear, interpolate
 
@@ -329,9 +329,9 @@ def files(models_folder, photograph):
     """Files written with two threads, with the integers that they hold."""
     written = []
 
-    def spy(y_hat):
-        written.append(y_hat.clone())
-        return checksum(y_hat)
+    def spy(planes):
+        written.append(planes[-1].clone())
+        return checksum(planes)
 
     checksum = stream._crc
     pictures = photograph(250, 334), photograph(97, 130, channels=1, seed=2)

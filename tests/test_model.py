@@ -17,7 +17,7 @@ from lvqcodec.entropy.base import FRACTION, NUM_BINS, SIGMAS
 from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.lattices.tables import parametric_tables
 from lvqcodec.layers import QualityTable, ResidualBlock, floor_ste, round_ste
-from lvqcodec.likelihood import bin_sigma, logistic_bits, nearest_bin, rdo_round
+from lvqcodec.likelihood import Logistic, bin_sigma, logistic_bits, nearest_bin, rdo_round
 from lvqcodec.model import CodecConfig, CodecModel, theoretical_step
 from lvqcodec.quantizer import RDO_LAMBDA
 from lvqcodec.transforms import TRANSFORMS
@@ -212,17 +212,17 @@ def test_the_estimate_follows_the_rounded_residual(new_model):
 def test_training_rounds_where_that_is_cheapest():
     residual = torch.linspace(-5, 5, 1001)
     for sigma in (0.11, 0.4, 3.0, 64.0):
-        rounded = rdo_round(residual, torch.tensor(sigma))
+        rounded = rdo_round(residual, Logistic(torch.tensor(sigma)))
         assert torch.equal(rounded, rounded.round()) and torch.equal(
-            rounded, -rdo_round(-residual, torch.tensor(sigma))
+            rounded, -rdo_round(-residual, Logistic(torch.tensor(sigma)))
         )
         cost = [
             (residual - j).square() + RDO_LAMBDA * logistic_bits(j, torch.tensor(sigma))
             for j in (rounded, residual.round(), residual.round() - residual.sign())
         ]
         assert (cost[0] <= torch.minimum(cost[1], cost[2]) + 1e-5).all()
-    assert rdo_round(torch.tensor(0.6), torch.tensor(0.11)) == 0
-    assert rdo_round(torch.tensor(0.6), torch.tensor(64.0)) == 1
+    assert rdo_round(torch.tensor(0.6), Logistic(torch.tensor(0.11))) == 0
+    assert rdo_round(torch.tensor(0.6), Logistic(torch.tensor(64.0))) == 1
 
 
 def test_a_training_step_gives_every_parameter_a_finite_gradient(new_model):

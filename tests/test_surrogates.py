@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lvqcodec.errors import UsageError
-from lvqcodec.likelihood import logistic_bits, rdo_round
+from lvqcodec.likelihood import Logistic, logistic_bits, rdo_round
 from lvqcodec.surrogates import SURROGATES
 from lvqcodec.training.data import CropSampler
 from lvqcodec.training.recipe import Recipe, Stage
@@ -23,35 +23,39 @@ def residuals():
     return torch.randn(2, 50, 4, generator=generator) * 2, torch.full((2, 50, 4), 1.3)
 
 
+def coded(name, residual, sigma):
+    return made(name)(residual, Logistic(sigma))
+
+
 @pytest.mark.parametrize("name", SURROGATES)
 def test_contexts_see_what_the_codec_would_round_to(name, residuals):
-    found = made(name)(*residuals)
-    assert torch.equal(found.rounded, rdo_round(*residuals))
+    found = coded(name, *residuals)
+    assert torch.equal(found.rounded, rdo_round(residuals[0], Logistic(residuals[1])))
     assert found.bits.shape == residuals[0].shape and (found.bits > 0).all()
 
 
 @pytest.mark.parametrize("name", SURROGATES)
 def test_gradients_reach_residuals_and_scales(name, residuals):
     residual, sigma = (part.clone().requires_grad_() for part in residuals)
-    made(name)(residual, sigma).bits.sum().backward()
+    made(name)(residual, Logistic(sigma)).bits.sum().backward()
     for part in (residual, sigma):
         assert torch.isfinite(part.grad).all() and part.grad.abs().sum() > 1
 
 
 def test_bits_of_rounded_residuals_are_those_that_are_coded(residuals):
-    found = made("straight-through")(*residuals)
+    found = coded("straight-through", *residuals)
     assert torch.allclose(found.bits, logistic_bits(found.rounded, residuals[1]))
     assert found.seen is None
 
 
 def test_noise_is_uniform_and_follows_from_its_seed(residuals):
     residual, sigma = torch.zeros(1, 5000, 4), torch.ones(1, 5000, 4)
-    seen = made("noise-for-all")(residual, sigma).seen
+    seen = made("noise-for-all")(residual, Logistic(sigma)).seen
     assert -0.5 <= seen.min() < -0.49 and 0.49 < seen.max() < 0.5
     assert abs(float(seen.mean())) < 0.01 and float(seen.var()) == pytest.approx(1 / 12, rel=0.05)
-    again, other = (made("noise-for-all", seed)(residual, sigma).seen for seed in (0, 1))
+    again, other = (made("noise-for-all", seed)(residual, Logistic(sigma)).seen for seed in (0, 1))
     assert torch.equal(seen, again) and not torch.equal(seen, other)
-    assert made("noise")(residual, sigma).seen is None
+    assert made("noise")(residual, Logistic(sigma)).seen is None
 
 
 def test_the_synthesis_sees_what_the_surrogate_shows_it(new_model):

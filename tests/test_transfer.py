@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from lvqcodec.entropy.msp import channel_groups
+from lvqcodec.entropy.context import channel_groups
 from lvqcodec.errors import UsageError
 from lvqcodec.model import CodecModel
 from lvqcodec.training.checkpoint import read_weights

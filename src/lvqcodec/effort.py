@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -267,6 +268,7 @@ def objective_of(source: Source, window: Window, y_hat: Tensor) -> Objective:
         curvature = mse_curvature(coder.model, quality, original.weight)
     else:
         curvature = measured_curvature(cost, y_hat, window.grid)
+        curvature = curvature[:, : coder.model.transform.channels]
     return Objective(coder.model, coder.quantizer, quality, window.grid, cost, curvature)
 
 
@@ -285,6 +287,7 @@ def _cost_of(source: Source, window: Window) -> Cost:
     )
     inside = place.seen_from(outer)
     background = cut(source.surroundings.clone(), source.around.grid, outer)
+    background = F.pad(background, (0, model.entropy.features))  # nobody has coded these there
     shown = window.shifted(source.core).pixels(header.height, header.width, model.stride)
     height, width = shown.grid
     weight, quality = original.weight * height * width, original.coder.quality.clone()

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lvqcodec.coding.tables import FRACTION, SIGMAS
+from lvqcodec.entropy.base import Density
 from lvqcodec.quantizer import RDO_LAMBDA
 
 
@@ -19,7 +21,7 @@ def nearest_bin(scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rdo_round(residual: Tensor, sigma: Tensor) -> Tensor:
+def rdo_round(residual: Tensor, density: Density) -> Tensor:
     """Round to the nearest integer or the next one towards zero, whichever costs less.
 
     The cost is squared error + RDO_LAMBDA * bits, as the codec's quantizer weighs them: networks
@@ -27,9 +29,24 @@ def rdo_round(residual: Tensor, sigma: Tensor) -> Tensor:
     """
     near = torch.round(residual)
     less = near - near.sign()
-    gain = logistic_bits(near, sigma) - logistic_bits(less, sigma)
+    gain = density(near) - density(less)
     loss = (residual - less).square() - (residual - near).square()
     return torch.where(loss < RDO_LAMBDA * gain, less, near)
+
+
+@dataclass(frozen=True, eq=False)
+class Logistic:
+    """The density around means: a logistic of standard deviations sigma (B, P, c) in steps."""
+
+    sigma: Tensor
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """See `entropy.base.Density`; values are residuals."""
+        return logistic_bits(values, self.sigma)
+
+    def fixed(self) -> Logistic:
+        """See `entropy.base.Density`."""
+        return Logistic(self.sigma.detach())
 
 
 def bin_sigma(scale: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,10 +15,17 @@ from torch import Tensor, nn
 
 from lvqcodec.config import QUALITIES, AxisConfig, from_table, pick
 from lvqcodec.entropy import ENTROPY_MODELS
-from lvqcodec.entropy.base import LATENT_UNITS
+from lvqcodec.entropy.base import (
+    LATENT_UNITS,
+    NUM_BINS,
+    Channels,
+    Density,
+    LatentCoder,
+    Plane,
+)
 from lvqcodec.errors import UsageError
 from lvqcodec.layers import QualityTable
-from lvqcodec.likelihood import bin_sigma, nearest_bin
+from lvqcodec.likelihood import Logistic, bin_sigma, nearest_bin
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.surrogates import Surrogate, straight_through
 from lvqcodec.transforms import TRANSFORMS
@@ -103,6 +110,11 @@ class CodecModel(nn.Module):
         self.transform = pick(TRANSFORMS, config.transform.name)(config.transform)
         channels = self.transform.channels
         self.entropy = pick(ENTROPY_MODELS, config.entropy.name)(config.entropy, channels)
+        if self.transform.features != self.entropy.features:
+            raise UsageError(
+                f"{config.transform.name!r} takes {self.transform.features} features and"
+                f" {config.entropy.name!r} gives {self.entropy.features}; choose a pair that agrees"
+            )
         self.log_step = QualityTable(STEP_NODES, channels)
         self.tables = tables
         with torch.no_grad():
@@ -134,8 +146,13 @@ class CodecModel(nn.Module):
         return y.flatten(2).transpose(1, 2) * (1 / step)
 
     def synthesis(self, y_hat: Tensor, grid: tuple[int, int], quality: Tensor) -> Tensor:
-        """Map latents (B, h * w, C) in steps to pictures (B, 3, 8h, 8w), unclamped."""
+        """Map latents (B, h * w, C) in steps, and features behind, to pictures, unclamped.
+
+        Pictures are (B, 3, stride * h, stride * w).
+        """
         step = torch.exp(self.log_step(quality))[:, None, :]
+        if self.entropy.features:
+            step = torch.cat([step, torch.ones_like(step[..., : self.entropy.features])], 2)
         y = torch.unflatten((y_hat * step).transpose(1, 2), 2, grid)
         return self.transform.synthesis(y, quality)
 
@@ -179,11 +196,23 @@ class RateEstimator:
         self.bits = y.new_zeros(y.shape[0])
 
     def __call__(
-        self, plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
+        self, plane: str, positions: Tensor, channels: Channels, mean: Tensor, scale: Tensor
     ) -> Tensor:
         """See `entropy.base.LatentCoder`; the latents pass straight through the rounding."""
+        return self._estimate(plane, positions, channels, mean, Logistic(bin_sigma(scale)))
+
+    def own(
+        self, plane: str, positions: Tensor, channels: Channels, rows: Tensor, density: Density
+    ) -> Tensor:
+        """See `entropy.base.LatentCoder`."""
+        zero = torch.zeros_like(self._targets[plane][:, positions, channels])
+        return self._estimate(plane, positions, channels, zero, density)
+
+    def _estimate(
+        self, plane: str, positions: Tensor, channels: Channels, mean: Tensor, density: Density
+    ) -> Tensor:
         target = self._targets[plane][:, positions, channels]
-        found = self._surrogate(target - mean, bin_sigma(scale))
+        found = self._surrogate(target - mean, density)
         self.bits = self.bits + found.bits.sum((1, 2))
         if found.seen is not None and plane == "y":
             if self._seen is None:
@@ -192,8 +221,10 @@ class RateEstimator:
         return target + (mean + found.rounded - target).detach()
 
     def seen(self, coded: Tensor) -> Tensor:
-        """Return what the synthesis is to see of the latents y (B, h * w, C) that were coded."""
-        return coded if self._seen is None else self._seen
+        """Return what the synthesis is to see of the latents y that were coded, and features."""
+        if self._seen is None:
+            return coded
+        return torch.cat([self._seen, coded[..., self._seen.shape[2] :]], 2)
 
 
 Sink = Callable[[Tensor, Tensor, Tensor], None]
@@ -220,19 +251,70 @@ class LatentQuantizer:
         self._rdo_lambda = rdo_lambda
 
     def __call__(
-        self, plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
+        self, plane: str, positions: Tensor, channels: Channels, mean: Tensor, scale: Tensor
     ) -> Tensor:
         """See `entropy.base.LatentCoder`."""
-        bins = nearest_bin(scale).flatten()
+        return self._quantise(plane, positions, channels, mean, nearest_bin(scale).flatten())
+
+    def own(
+        self, plane: str, positions: Tensor, channels: Channels, rows: Tensor, density: Density
+    ) -> Tensor:
+        """See `entropy.base.LatentCoder`."""
+        zero = torch.zeros_like(self._targets[plane][:, positions, channels])
+        return self._quantise(plane, positions, channels, zero, own_bins(rows, zero))
+
+    def _quantise(
+        self, plane: str, positions: Tensor, channels: Channels, mean: Tensor, bins: Tensor
+    ) -> Tensor:
         residual = self._targets[plane][:, positions, channels] - mean
         weights = None
         if self._rdo_lambda is not None and plane == "y":
-            mine = self._rdo_lambda[:, channels]
-            mine = mine if len(mine) == 1 else mine[positions]
-            weights = mine.expand(residual.shape).flatten()
+            everywhere = self._rdo_lambda.expand(self._targets["y"].shape[1:])
+            weights = everywhere[positions, channels].expand(residual.shape).flatten()
         j = self._quantizer.choose(residual.flatten(), bins, weights)
         self._sink(j, bins, residual.flatten())
         return reconstruct(self._quantizer, j, bins, mean)
+
+
+class Recorder:
+    """A coder that passes all steps on to another, and keeps what is coded of planes beside y."""
+
+    def __init__(self, coder: LatentCoder, planes: Sequence[Plane]) -> None:
+        self._coder = coder
+        self._planes = {plane.name: plane for plane in planes[:-1]}
+        self._coded: dict[str, Tensor] = {}
+
+    def __call__(
+        self, plane: str, positions: Tensor, channels: Channels, mean: Tensor, scale: Tensor
+    ) -> Tensor:
+        """See `entropy.base.LatentCoder`."""
+        coded = self._coder(plane, positions, channels, mean, scale)
+        return self._keep(plane, positions, channels, coded)
+
+    def own(
+        self, plane: str, positions: Tensor, channels: Channels, rows: Tensor, density: Density
+    ) -> Tensor:
+        """See `entropy.base.LatentCoder`."""
+        coded = self._coder.own(plane, positions, channels, rows, density)
+        return self._keep(plane, positions, channels, coded)
+
+    def _keep(self, name: str, positions: Tensor, channels: Channels, coded: Tensor) -> Tensor:
+        if (plane := self._planes.get(name)) is not None:
+            if name not in self._coded:
+                size = (coded.shape[0], math.prod(plane.grid), plane.channels)
+                self._coded[name] = coded.new_zeros(size)
+            self._coded[name][:, positions, channels] = coded
+        return coded
+
+    @property
+    def coded(self) -> list[Tensor]:
+        """The planes beside y, (B, h * w, C) in steps, in the order of coding."""
+        return [self._coded[name] for name in self._planes]
+
+
+def own_bins(rows: Tensor, like: Tensor) -> Tensor:
+    """Return bins (B * P * c,) that stand for rows of their own (c,), of latents (B, P, c)."""
+    return (NUM_BINS + rows).expand(like.shape).flatten()
 
 
 def reconstruct(quantizer: Quantizer, j: Tensor, bins: Tensor, mean: Tensor) -> Tensor:

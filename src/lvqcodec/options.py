@@ -251,7 +251,7 @@ def refuse_several(given: Sequence[str]) -> None:
 def described() -> str:
     """Every option with its meaning, a line each, for docstrings."""
     return "\n".join(
-        f"    {name}: {option.meaning}" + (f" By default {option.unset}." if option.unset else "")
+        f"{name}: {option.meaning}" + (f" By default {option.unset}." if option.unset else "")
         for name, option in OPTIONS.items()
     )
 
@@ -271,7 +271,7 @@ def takes(parameters: Callable[P, T]) -> Callable[[Callable[[T], R]], Callable[P
         returned = inspect.signature(function).return_annotation
         signature = inspect.signature(parameters).replace(return_annotation=returned)
         vars(call)["__signature__"] = signature
-        call.__doc__ = (function.__doc__ or "").replace("    {options}", described())
+        call.__doc__ = (inspect.getdoc(function) or "").replace("{options}", described())
         return call
 
     return decorate

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lvqcodec.entropy.base import Channels, Density
 from lvqcodec.likelihood import bin_sigma, logistic_bits
 from lvqcodec.model import CodecModel, LatentQuantizer
 from lvqcodec.quantizer import Quantizer
@@ -113,9 +114,10 @@ class Objective:
     def moved(self, target: Tensor, y_hat: Tensor, gradient: Tensor, share: float) -> Tensor:
         """Return a target that has gone `share` of the way to the best one around y_hat.
 
-        All (1, h * w, C) in steps, gradient in bits per step.
+        All (1, h * w, C) in steps, gradient in bits per step; y_hat may have features behind.
         """
-        best = y_hat - gradient * (1 / self.curvature)
+        channels = target.shape[2]
+        best = y_hat[..., :channels] - gradient[..., :channels] * (1 / self.curvature)
         return target + share * (best - target).clamp(-_REACH, _REACH)
 
     def corrected(self, target: Tensor, y_hat: Tensor, share: float) -> Tensor:
@@ -162,7 +164,7 @@ class _Probe:
         self.smooth_bits = self.shift.new_zeros(())
 
     def __call__(
-        self, plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
+        self, plane: str, positions: Tensor, channels: Channels, mean: Tensor, scale: Tensor
     ) -> Tensor:
         """See `entropy.base.LatentCoder`."""
         sigma = bin_sigma(scale)
@@ -175,6 +177,14 @@ class _Probe:
         self.smooth_bits = self.smooth_bits + bits.sum()
         carried = torch.where(follows, mean, fixed)
         coded = carried + (y_hat - fixed)
+        return coded + self.shift[:, positions, channels] if plane == "y" else coded
+
+    def own(
+        self, plane: str, positions: Tensor, channels: Channels, rows: Tensor, density: Density
+    ) -> Tensor:
+        """See `entropy.base.LatentCoder`; around zero, bits hang on nothing that moves."""
+        with torch.no_grad():
+            coded = self._coder.own(plane, positions, channels, rows, density)
         return coded + self.shift[:, positions, channels] if plane == "y" else coded
 
 

@@ -9,8 +9,10 @@ is to write, `effort` finds what is best to, and `synthesis` makes pixels of wha
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,12 +28,12 @@ from lvqcodec.coding.rangecoder import (
     require,
 )
 from lvqcodec.container import Header
-from lvqcodec.entropy.base import LATENT_UNITS
+from lvqcodec.entropy.base import LATENT_UNITS, Channels, Density, LatentCoder
 from lvqcodec.errors import FormatError, StreamError, UsageError
 from lvqcodec.footprint import LARGEST, MemoryFigures
 from lvqcodec.guard import own_torch
 from lvqcodec.likelihood import nearest_bin
-from lvqcodec.model import CodecModel, LatentQuantizer, Sink, reconstruct
+from lvqcodec.model import CodecModel, LatentQuantizer, Recorder, Sink, own_bins, reconstruct
 from lvqcodec.quantizer import Quantizer
 from lvqcodec.weights import unpack_weights
 
@@ -131,8 +133,8 @@ class TileCoder:
         def sink(j: Tensor, bins: Tensor, residual: Tensor) -> None:
             self.quantizer.write(j.cpu().numpy(), bins.cpu().numpy(), encoder)
 
-        y_hat = self._quantise(target, grid, sink, rdo_lambda)
-        return Tile(_CRC.pack(_crc(y_hat)) + encoder.finish(), y_hat)
+        y_hat, planes = self._walk(self._quantising(target, grid, sink, rdo_lambda), grid)
+        return Tile(_CRC.pack(_crc(planes)) + encoder.finish(), y_hat)
 
     @torch.inference_mode()
     def estimate_bits(self, target: Tensor, grid: tuple[int, int]) -> float:
@@ -143,19 +145,18 @@ class TileCoder:
             nonlocal total
             total += self.quantizer.bits(j, bins)
 
-        self._quantise(target, grid, sink)
+        self._walk(self._quantising(target, grid, sink), grid)
         return total
 
-    def _quantise(
+    def _quantising(
         self,
         target: Tensor,
         grid: tuple[int, int],
         sink: Sink,
         rdo_lambda: Tensor | None = None,
-    ) -> Tensor:
+    ) -> LatentCoder:
         targets = self.model.targets(target, grid, self.quality)
-        coder = LatentQuantizer(targets, self.quantizer, sink, rdo_lambda)
-        return self.model.entropy.code(coder, *grid, self.quality)
+        return LatentQuantizer(targets, self.quantizer, sink, rdo_lambda)
 
     @torch.inference_mode()
     def read(self, payload: bytes | memoryview, grid: tuple[int, int]) -> Tensor:
@@ -164,8 +165,8 @@ class TileCoder:
         Raises FormatError for a payload that is too short, StreamError if the integers are wrong.
         """
         self.check_length(payload, grid)
-        y_hat = self._latents(SymbolDecoder(bytes(payload[_CRC.size :])), grid)
-        if _crc(y_hat) != _CRC.unpack_from(payload)[0]:
+        y_hat, planes = self._walk(self._reading(SymbolDecoder(bytes(payload[_CRC.size :]))), grid)
+        if _crc(planes) != _CRC.unpack_from(payload)[0]:
             raise StreamError(
                 "the decoded integers do not match their checksum: the file is damaged or was"
                 " written with other weights"
@@ -180,7 +181,8 @@ class TileCoder:
         no CRC that could tell. Raises StreamError for words that no encoder writes.
         """
         most = _MOST_BYTES * self._count(grid)
-        return self._latents(PartialDecoder(bytes(payload[_CRC.size :][:most])), grid)
+        reading = self._reading(PartialDecoder(bytes(payload[_CRC.size :][:most])))
+        return self._walk(reading, grid)[0]
 
     def check_length(self, payload: bytes | memoryview, grid: tuple[int, int]) -> None:
         """Raise FormatError for a payload that is too short for its tile, whatever is in it.
@@ -193,22 +195,50 @@ class TileCoder:
             )
         require(self._count(grid) * self._least_bits, most_bits(len(payload) - _CRC.size))
 
-    def _latents(self, decoder: SymbolDecoder, grid: tuple[int, int]) -> Tensor:
-        def coder(
-            plane: str, positions: Tensor, channels: slice, mean: Tensor, scale: Tensor
-        ) -> Tensor:
-            bins = nearest_bin(scale).flatten()
-            j = torch.from_numpy(self.quantizer.read(bins.cpu().numpy(), decoder)).to(bins.device)
-            return reconstruct(self.quantizer, j, bins, mean)
+    def _reading(self, decoder: SymbolDecoder) -> LatentCoder:
+        return _Reader(self.quantizer, decoder, self.quality)
 
-        return self.model.entropy.code(coder, *grid, self.quality)
+    def _walk(self, coder: LatentCoder, grid: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
+        """Return the latents of a tile, features behind them, and all planes that were coded."""
+        recorder = Recorder(coder, self.model.entropy.planes(*grid))
+        y_hat = self.model.entropy.code(recorder, *grid, self.quality)
+        y = y_hat[..., : self.model.transform.channels]
+        return y_hat, [*recorder.coded, y]
 
     def _count(self, grid: tuple[int, int]) -> int:
-        """Number of latents of a tile."""
-        return grid[0] * grid[1] * self.model.transform.channels
+        """Number of latents of a tile, of all planes."""
+        planes = self.model.entropy.planes(*grid)
+        return sum(plane.channels * math.prod(plane.grid) for plane in planes)
 
 
-def _crc(y_hat: Tensor) -> int:
-    """CRC-32 of the latents as little-endian 32-bit integers, position by position."""
-    whole = (y_hat.cpu() * LATENT_UNITS).to(torch.int32)
-    return zlib.crc32(whole.numpy().astype("<i4").tobytes())
+class _Reader:
+    """A coder that reads what a `LatentQuantizer` wrote; quality: (1,), as latents are made."""
+
+    def __init__(self, quantizer: Quantizer, decoder: SymbolDecoder, quality: Tensor) -> None:
+        self._quantizer, self._decoder, self._quality = quantizer, decoder, quality
+
+    def __call__(
+        self, plane: str, positions: Tensor, channels: Channels, mean: Tensor, scale: Tensor
+    ) -> Tensor:
+        """See `entropy.base.LatentCoder`."""
+        return self._read(mean, nearest_bin(scale).flatten())
+
+    def own(
+        self, plane: str, positions: Tensor, channels: Channels, rows: Tensor, density: Density
+    ) -> Tensor:
+        """See `entropy.base.LatentCoder`."""
+        zero = self._quality.new_zeros(1, positions.shape[0], rows.shape[0])
+        return self._read(zero, own_bins(rows, zero))
+
+    def _read(self, mean: Tensor, bins: Tensor) -> Tensor:
+        j = torch.from_numpy(self._quantizer.read(bins.cpu().numpy(), self._decoder))
+        return reconstruct(self._quantizer, j.to(bins.device), bins, mean)
+
+
+def _crc(planes: Sequence[Tensor]) -> int:
+    """CRC-32 of latents as little-endian 32-bit integers, plane by plane, position by position."""
+    crc = 0
+    for plane in planes:
+        whole = (plane.cpu() * LATENT_UNITS).to(torch.int32)
+        crc = zlib.crc32(whole.numpy().astype("<i4").tobytes(), crc)
+    return crc

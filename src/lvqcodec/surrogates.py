@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lvqcodec.likelihood import logistic_bits, rdo_round
+from lvqcodec.entropy.base import Density
+from lvqcodec.likelihood import rdo_round
 
 
 class Proxy(NamedTuple):
@@ -29,24 +30,24 @@ class Proxy(NamedTuple):
     seen: Tensor | None = None
 
 
-Surrogate = Callable[[Tensor, Tensor], Proxy]
-"""Maps residuals and their standard deviations (B, P, c), both in steps, to a `Proxy`."""
+Surrogate = Callable[[Tensor, Density], Proxy]
+"""Maps residuals (B, P, c) in steps and their density to a `Proxy`."""
 
 
-def straight_through(residual: Tensor, sigma: Tensor) -> Proxy:
+def straight_through(residual: Tensor, density: Density) -> Proxy:
     """Count the rounded residuals, and let gradients pass straight through (Bengio et al., 2013).
 
-    The bits and the gradient of sigma are those of the rounded residuals, as they will be coded;
-    the gradient of the residuals is taken at themselves, where it is smooth.
+    The bits and the gradient of the density are those of the rounded residuals, as they will be
+    coded; the gradient of the residuals is taken at themselves, where it is smooth.
     https://arxiv.org/abs/1308.3432
     """
-    rounded = rdo_round(residual.detach(), sigma.detach())
-    bits = logistic_bits(rounded, sigma)
-    smooth = logistic_bits(residual, sigma.detach())
+    rounded = rdo_round(residual.detach(), density)
+    bits = density(rounded)
+    smooth = density.fixed()(residual)
     return Proxy(bits + smooth - smooth.detach(), rounded)
 
 
-def noise(residual: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Proxy:
+def noise(residual: Tensor, density: Density, *, generator: torch.Generator) -> Proxy:
     """Count residuals with uniform noise, show the synthesis the rounded ones.
 
     The mixture that Minnen and Singh (2020, section 3.3) found best,
@@ -54,17 +55,17 @@ def noise(residual: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Pro
     https://arxiv.org/abs/1611.01704.
     """
     noisy = residual + _uniform(residual, generator)
-    return Proxy(logistic_bits(noisy, sigma), rdo_round(residual.detach(), sigma.detach()))
+    return Proxy(density(noisy), rdo_round(residual.detach(), density))
 
 
-def noise_for_all(residual: Tensor, sigma: Tensor, *, generator: torch.Generator) -> Proxy:
+def noise_for_all(residual: Tensor, density: Density, *, generator: torch.Generator) -> Proxy:
     """Count residuals with uniform noise and show the synthesis the same (Ballé et al., 2017).
 
     https://arxiv.org/abs/1611.01704
     """
     noisy = residual + _uniform(residual, generator)
-    rounded = rdo_round(residual.detach(), sigma.detach())
-    return Proxy(logistic_bits(noisy, sigma), rounded, noisy)
+    rounded = rdo_round(residual.detach(), density)
+    return Proxy(density(noisy), rounded, noisy)
 
 
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:

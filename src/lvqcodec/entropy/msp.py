@@ -26,231 +26,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lvqcodec.config import AxisConfig, limited
-from lvqcodec.entropy.base import (
-    FRACTION,
-    LATENT_LIMIT,
-    LATENT_UNITS,
-    NUM_BINS,
-    EntropyModel,
-    LatentCoder,
-)
-from lvqcodec.entropy.order import coding_order, known_offsets, subgroup_places
-from lvqcodec.errors import ModelMismatch, UsageError
-from lvqcodec.integer import ACTIVATION_MAX, IntegerLayer, IntegerLinear
-from lvqcodec.layers import floor_ste, module_list, round_ste, straight_through
-
-QUALITY_NODES = 6
-_WEIGHT_ONE = 256
-_REACH_MAX = 2**24 // (LATENT_LIMIT + 1) - 1
-ACTIVITY_GAIN = 4
-_COMPAND_GAIN = 12.0
-_ERROR_MAX = 2047  # what the linear prediction sees of an error
-_GATE_ONE = 128
-SCALE_MAX = FRACTION * (NUM_BINS - 1)
-_MEAN_PARTS = LATENT_UNITS // FRACTION  # means are whole quarters of a sixteenth of a step
-
-# Mean corrections leave the network in 1/64 step per 2^-6, scales in 1/16 bin: one unit of the last
-# layer is one step, or eight bins, which keeps both in the range where networks learn well.
-_MEAN_BITS, _SCALE_BITS = 6, 7
-BINS_PER_UNIT = 1 << (_SCALE_BITS - 4)
-_OUT_MAX = 16384
-
-ACTIVITY_SLOPE = 1.5
-"""What a channel's activity weighs in its scale before training; 2.67 would be in proportion."""
-
-
-class WeightedSum(IntegerLayer):
-    """A sum over the known neighbours, channel by channel, weights in units of 1/256."""
-
-    weight_int: Tensor
-
-    def __init__(self, neighbours: int, channels: int, *, gain: int = 1) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((neighbours, channels), 1.0 / neighbours))
-        self.gain = gain
-
-    def forward(self, neighbours: Tensor) -> Tensor:
-        """Map (B, P, N, C), whole numbers up to LATENT_LIMIT, to `gain` times the sum (B, P, C)."""
-        if self.mode == "float":
-            return (neighbours * self.weight).sum(-2) * self.gain
-        unit = self.gain / _WEIGHT_ONE
-        if self.mode == "simulate":
-            total = (neighbours * round_ste(self.weight * _WEIGHT_ONE)).sum(-2)
-            return floor_ste(total * unit + 0.5)
-        total = (neighbours * self.weight_int.to(neighbours.dtype)).sum(-2)
-        return floor_ste((total + _WEIGHT_ONE // (2 * self.gain)) * unit)
-
-    def integer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the integers that `load_integers` takes."""
-        return {"weight": tuple(self.weight.shape)}
-
-    def integers(self) -> dict[str, Tensor]:
-        """Return the integers of the frozen layer."""
-        return {"weight": self.weight_int}
-
-    def freeze(self) -> None:
-        """Turn the weights into integers and switch to exact arithmetic."""
-        weight = torch.round(self.weight.detach() * _WEIGHT_ONE)
-        self.load_integers({"weight": weight})
-
-    def load_integers(self, integers: Mapping[str, Tensor]) -> None:
-        """Take integer weights (N, C); ModelMismatch if a partial sum could reach 2^24."""
-        weight = integers["weight"]
-        reach = int(weight.abs().sum(0).max())
-        if reach > _REACH_MAX:
-            raise ModelMismatch(f"weights of neighbours sum to {reach}, above {_REACH_MAX}")
-        self.register_buffer("weight_int", weight.to(torch.float32), persistent=False)
-        self.mode = "exact"
-        self.weight = nn.Parameter(self.weight_int / _WEIGHT_ONE, requires_grad=False)
-
-
-class ResidualLinear(nn.Module):
-    """relu-clipped x + W2 relu(W1 x) on integer activations."""
-
-    def __init__(self, channels: int, window: int = 1) -> None:
-        super().__init__()
-        self.inner = IntegerLinear(window * channels, channels)
-        self.outer = IntegerLinear(channels, channels, low=-ACTIVATION_MAX)
-        self.outer.weight.data.mul_(0.2)
-
-    def forward(self, x: Tensor, context: Tensor, quality: Tensor) -> Tensor:
-        """Add to x (B, P, C) what the network makes of context (B, P, window * C)."""
-        change: Tensor = self.outer(self.inner(context, quality), quality)
-        return (x + change).clamp(0, ACTIVATION_MAX)
-
-
-class Trunk(nn.Module):
-    """Features of a coarser grid that is wholly known: a small 3x3 residual network."""
-
-    def __init__(self, config: MultiScaleProgressive.Config, channels: int) -> None:
-        super().__init__()
-        self.enter = IntegerLinear(channels, config.trunk, nodes=QUALITY_NODES)
-        self.blocks = module_list(ResidualLinear(config.trunk, 9) for _ in range(config.depth))
-
-    def forward(self, x: Tensor, windows: Tensor, quality: Tensor) -> Tensor:
-        """Map companded latents (B, Q, C) to features (B, Q, trunk)."""
-        hidden: Tensor = self.enter(x, quality)
-        for block in self.blocks:
-            padded = torch.cat([hidden, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2])], 1)
-            hidden = block(hidden, _gather(padded, windows).flatten(2), quality)
-        return hidden
-
-
-class ContextNetwork(nn.Module):
-    """Means and scales of one subgroup, channel group by channel group."""
-
-    def __init__(self, config: MultiScaleProgressive.Config, channels: int, subgroup: int) -> None:
-        super().__init__()
-        neighbours = len(known_offsets(config.block, subgroup))
-        self.predictor = WeightedSum(neighbours, channels)
-        linear = min(config.linear, channels)
-        self.linear = IntegerLinear(
-            neighbours * linear, linear, low=-LATENT_LIMIT, high=LATENT_LIMIT, reach=_ERROR_MAX
-        )
-        nn.init.zeros_(self.linear.weight)
-        self.gate = IntegerLinear(channels, linear, nodes=QUALITY_NODES)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.ones_(self.gate.bias.rows)  # a quarter
-        self.activity = WeightedSum(neighbours, channels, gain=ACTIVITY_GAIN)
-        self.activity_scale = _scales(channels, channels)
-        # not eye_, which on meta would import the compiler of torch
-        nn.init.zeros_(self.activity_scale.weight).data.diagonal().fill_(ACTIVITY_SLOPE)
-        self.enter = IntegerLinear(
-            (neighbours + 1) * channels + config.trunk, config.hidden, nodes=QUALITY_NODES
-        )
-        self.blocks = module_list(ResidualLinear(config.hidden) for _ in range(config.depth))
-        groups = channel_groups(config, channels)
-        self.seed_inputs = module_list(
-            IntegerLinear(group.start, config.hidden, low=-ACTIVATION_MAX) for group in groups[1:]
-        )
-        self.seed_blocks = module_list(ResidualLinear(config.hidden) for _ in groups[1:])
-        self.seed_scales = module_list(_scales(g.start, g.stop - g.start) for g in groups[1:])
-        for layer in self.seed_scales:
-            nn.init.zeros_(layer.weight)
-        self.heads = module_list(_head(config.hidden, g.stop - g.start) for g in groups)
-
-    def predict_more(
-        self, predicted: Tensor, errors: Tensor, activity: Tensor, quality: Tensor
-    ) -> Tensor:
-        """Add to predictions (B, P, C) what errors (B, P, N, C) say, gated by activity."""
-        channels = self.linear.weight.shape[0]
-        told = errors[..., :channels].clamp(-_ERROR_MAX, _ERROR_MAX).flatten(2)
-        more = self.linear(told, quality) * self.gate(activity, quality) / _GATE_ONE
-        if self.linear.mode != "float":
-            more = floor_ste(more * _MEAN_PARTS + 0.5) / _MEAN_PARTS
-        return torch.cat([predicted[..., :channels] + more, predicted[..., channels:]], 2)
-
-
-def _scales(channels_in: int, channels: int) -> IntegerLinear:
-    """A layer that adds to scales."""
-    return IntegerLinear(channels_in, channels, out_bits=_SCALE_BITS, low=-_OUT_MAX, high=_OUT_MAX)
-
-
-def _head(channels_in: int, channels: int) -> IntegerLinear:
-    """The layer that gives means and scales: (mean corrections, scales) side by side."""
-    head = IntegerLinear(
-        channels_in,
-        2 * channels,
-        out_bits=[_MEAN_BITS] * channels + [_SCALE_BITS] * channels,
-        low=-_OUT_MAX,
-        high=_OUT_MAX,
-        nodes=QUALITY_NODES,
-    )
-    nn.init.zeros_(head.weight)
-    return head
-
-
-def channel_groups(config: MultiScaleProgressive.Config, channels: int) -> list[slice]:
-    """Return the channel groups in coding order: the seed groups, then the rest."""
-    edges = [0, *accumulate(config.seeds), channels]
-    return [slice(a, b) for a, b in pairwise(edges)]
-
-
-def _gather(x: Tensor, index: Tensor) -> Tensor:
-    """Pick rows of x (B, R, C) by an index (P, N): (B, P, N, C)."""
-    return torch.unflatten(x.index_select(1, index.flatten()), 1, index.shape)
+from lvqcodec.entropy import context, msp_start
+from lvqcodec.entropy.base import LATENT_UNITS, EntropyModel, LatentCoder, Regression
+from lvqcodec.entropy.context import SCALE_MAX, Compand, ContextNetwork, Trunk, gather, known
+from lvqcodec.entropy.order import Scale, Subgroup, coding_order, subgroup_places
+from lvqcodec.errors import UsageError
+from lvqcodec.layers import module_list
 
 
 class MultiScaleProgressive(EntropyModel):
     """The probability model: `code` walks the order of coding, for every kind of coder alike."""
 
-    @dataclass(frozen=True)
-    class Config(AxisConfig):
-        """Sizes of the probability model.
+    Config = context.Config
+    config: context.Config
 
-        `scales`, `block` (rows, columns of a subgroup block) and `seeds` (channels of each seed
-        group) fix the order of coding; the first `linear` channels are predicted from each other's
-        neighbours by a matrix; `hidden`, `trunk` and `depth` are the widths and the number of
-        residual layers of the context networks.
-        """
-
-        name: str = "msp"
-        scales: int = limited(4, most=16)
-        block: tuple[int, int] = limited((2, 2), most=8)
-        seeds: tuple[int, ...] = limited((), length=32)
-        linear: int = 96
-        hidden: int = 192
-        trunk: int = 128
-        depth: int = limited(2, most=16)
-
-        @property
-        def layers(self) -> int:
-            """See `AxisConfig.layers`."""
-            networks = 2 * math.prod(self.block)
-            return networks * (2 * self.depth + 4 * len(self.seeds) + 8)
-
-    config: Config
-    compand_table: Tensor
-
-    def __init__(self, config: Config, channels: int) -> None:
-        super().__init__()
+    def __init__(self, config: context.Config, channels: int) -> None:
+        super().__init__(config, channels)
         if config.scales < 1 or min(config.block) < 2 or any(side % 2 for side in config.block):
             raise UsageError(
                 f"{config.scales} scales of blocks {config.block} cannot be coded; give at least"
@@ -262,9 +57,7 @@ class MultiScaleProgressive(EntropyModel):
             raise UsageError(
                 f"seeds = {list(config.seeds)} must be at least 1 each, less than {channels} in all"
             )
-        self.config = config
-        self.channels = channels
-        self.prior = _head(1, channels)
+        self.prior = context.head(1, channels)
         # the finest scale holds three quarters of the latents and has networks of its own
         sets = min(config.scales, 2)
         subgroups = len(subgroup_places(config.block))
@@ -273,7 +66,7 @@ class MultiScaleProgressive(EntropyModel):
             module_list(ContextNetwork(config, channels, k) for k in range(subgroups))
             for _ in range(sets)
         )
-        self.register_buffer("compand_table", compand_table(), persistent=False)
+        self.compand = Compand()
 
     @property
     def num_steps(self) -> int:
@@ -286,102 +79,76 @@ class MultiScaleProgressive(EntropyModel):
         """Positions after which the order of coding repeats itself, in both directions."""
         return math.lcm(*self.config.block) << (self.config.scales - 1)
 
-    def compand(self, x: Tensor) -> Tensor:
-        """Map sixteenths of a step to activations: 12 log2(1 + |x| / 16) with the sign of x."""
-        if self.mode == "exact":
-            index = x.abs().clamp(max=2 * LATENT_LIMIT).to(torch.int64)
-            exact = self.compand_table.to(x.dtype)[index] * x.sign()
-            return straight_through(exact, self._compand(x)) if x.requires_grad else exact
-        out = self._compand(x)
-        return round_ste(out) if self.mode == "simulate" else out
-
-    def _compand(self, x: Tensor) -> Tensor:
-        return torch.log2(1 + x.abs() / FRACTION) * _COMPAND_GAIN * x.sign()
-
     def code(self, coder: LatentCoder, height: int, width: int, quality: Tensor) -> Tensor:
         """See `EntropyModel.code`."""
-        device = quality.device
-        carrier = quality.dtype
-        order = coding_order(height, width, self.config.scales, self.config.block, device)
-        groups = channel_groups(self.config, self.channels)
-        batch = quality.shape[0]
-        y = torch.zeros(batch, height * width + 1, self.channels, dtype=carrier, device=device)
-
-        nothing = torch.zeros(batch, order.coarsest.shape[0], 1, dtype=carrier, device=device)
-        mean, scale = self.prior(nothing, quality).chunk(2, dim=2)
-        # the factorised prior is one parallel step, whatever the channel groups
-        y[:, order.coarsest] = coder(
-            "y",
-            order.coarsest,
-            slice(0, self.channels),
-            mean / LATENT_UNITS,
-            scale.clamp(0, SCALE_MAX),
-        )
-
-        for depth, scale_order in enumerate(order.scales):
+        config, size = self.config, (quality.shape[0], height * width + 1, self.channels)
+        order = coding_order(height, width, config.scales, config.block, quality.device)
+        y = torch.zeros(size, dtype=quality.dtype, device=quality.device)
+        y[:, order.coarsest] = self._code_coarsest(coder, order.coarsest, quality)
+        for depth, scale in enumerate(order.scales):
             which = 0 if depth == len(order.scales) - 1 else len(self.trunks) - 1
-            seen = self._known(y.index_select(1, scale_order.coarse))
-            features = self.trunks[which](self.compand(seen), scale_order.windows, quality)
-            for subgroup, network in zip(scale_order.subgroups, self.networks[which], strict=True):
-                if subgroup.positions.shape[0] == 0:
-                    continue
-                neighbours = self._known(_gather(y, subgroup.neighbours))
-                predicted = network.predictor(neighbours)
-                errors = neighbours - predicted[:, :, None]
-                around = self.compand(errors).flatten(2)
-                activity = self.compand(network.activity(self._clip(errors.abs())))
-                predicted = network.predict_more(predicted, errors, activity, quality)
-                base = network.activity_scale(activity, quality)
-                parents = features.index_select(1, subgroup.parents)
-                hidden = network.enter(torch.cat([around, activity, parents], 2), quality)
-                for block in network.blocks:
-                    hidden = block(hidden, hidden, quality)
-                surprises: list[Tensor] = []
-                for index, group in enumerate(groups):
-                    state, own = hidden, base[:, :, group]
-                    if index > 0:
-                        seeds = torch.cat(surprises, 2)
-                        state, more = self._hear_seeds(network, index - 1, seeds, hidden, quality)
-                        own = own + more
-                    mean, scale = network.heads[index](state, quality).chunk(2, dim=2)
-                    mean = (predicted[:, :, group] + mean / _MEAN_PARTS) / FRACTION
-                    scale = (own + scale).clamp(0, SCALE_MAX)
-                    coded = coder("y", subgroup.positions, group, mean, scale)
-                    surprises.append(self._known(coded - mean))
-                    y[:, subgroup.positions, group] = coded
+            features = self._features(y, scale, which, quality)
+            for subgroup, network in zip(scale.subgroups, self.networks[which], strict=True):
+                if subgroup.positions.shape[0] > 0:
+                    parents = features.index_select(1, subgroup.parents)
+                    self._code_subgroup(coder, y, subgroup, network, parents, quality)
         return y[:, :-1]
 
-    def _hear_seeds(
-        self, network: ContextNetwork, seeds: int, errors: Tensor, hidden: Tensor, quality: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return hidden (B, P, H) and what to add to scales, by the errors (B, P, c) of seeds."""
-        seed = network.seed_inputs[seeds](self.compand(errors), quality)
-        state = (hidden + seed).clamp(0, ACTIVATION_MAX)
-        state = network.seed_blocks[seeds](state, state, quality)
-        activity = self.compand(errors.abs() * ACTIVITY_GAIN)
-        return state, network.seed_scales[seeds](activity, quality)
+    def _code_coarsest(self, coder: LatentCoder, positions: Tensor, quality: Tensor) -> Tensor:
+        """Code the coarsest grid: one parallel step, whatever the channel groups."""
+        nothing = quality.new_zeros(quality.shape[0], positions.shape[0], 1)
+        mean, scale = self.prior(nothing, quality).chunk(2, dim=2)
+        channels = slice(0, self.channels)
+        return coder("y", positions, channels, mean / LATENT_UNITS, scale.clamp(0, SCALE_MAX))
 
-    def _known(self, y: Tensor) -> Tensor:
-        """What the networks see of latents in steps: whole sixteenths within LATENT_LIMIT."""
-        sixteenths = y * FRACTION
-        return self._clip(sixteenths if self.mode == "float" else floor_ste(sixteenths + 0.5))
+    def _features(self, y: Tensor, scale: Scale, which: int, quality: Tensor) -> Tensor:
+        """Return the features (B, Q, T) of the coarser grid, all of which y holds."""
+        seen = known(y.index_select(1, scale.coarse), self.mode)
+        features: Tensor = self.trunks[which](self.compand(seen, self.mode), scale.windows, quality)
+        return features
 
-    def _clip(self, y: Tensor) -> Tensor:
-        return y.clamp(-LATENT_LIMIT, LATENT_LIMIT)
+    def _code_subgroup(
+        self,
+        coder: LatentCoder,
+        y: Tensor,
+        subgroup: Subgroup,
+        network: ContextNetwork,
+        parents: Tensor,
+        quality: Tensor,
+    ) -> None:
+        """Code a subgroup into y (B, h * w + 1, C), one channel group after the other."""
+        neighbours = known(gather(y, subgroup.neighbours), self.mode)
+        expected = network(neighbours, parents, quality, self.compand)
+        for index, group in enumerate(network.groups):
+            mean, scale = expected.of(index)
+            coded = coder("y", subgroup.positions, group, mean, scale)
+            expected.learn(coded - mean)
+            y[:, subgroup.positions, group] = coded
 
+    # --- training -------------------------------------------------------------------------------
 
-def compand_table() -> Tensor:
-    """Return the companded value of every |x| in 0..2 * LATENT_LIMIT, as integers.
+    def start(self, y: Tensor, grid: tuple[int, int], steps: Tensor) -> None:
+        """Set predictors by least squares and scales by the deviations from them."""
+        order = coding_order(*grid, self.config.scales, self.config.block)
+        statistics = msp_start.Statistics(y, steps, order, self.compand)
+        statistics.start_prior(self.prior)
+        statistics.start_networks(self.networks)
 
-    The table is fixed by integers: entry n is the largest v with 2^(v - 1/2) <= (1 + n/16)^12,
-    compared in exact integer arithmetic, so that it is the same on every machine.
-    """
-    values = []
-    value = 0
-    for n in range(2 * LATENT_LIMIT + 1):
-        # 2^(2v+1) * 16^24 <= (16 + n)^24  <=>  v + 1/2 <= 12 log2(1 + n/16)
-        power = (FRACTION + n) ** 24
-        while (1 << (2 * value + 1)) * FRACTION**24 <= power:
-            value += 1
-        values.append(value)
-    return torch.tensor(values, dtype=torch.float32, device="cpu")
+    def regression(self) -> Regression | None:
+        """Return the fit of the linear predictors, unless any of them says something already."""
+        fitted = msp_start.linear_is_fitted(self.networks)
+        return None if fitted else msp_start.LinearFit(self.networks)
+
+    def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """See `EntropyModel.adapt`; with other channel groups a model may begin exactly as good.
+
+        The other model may lack the linear predictors too. What a group is told of new seeds, or
+        such a predictor says, counts for nothing at first.
+        """
+        groups = context.channel_groups(self.config, self.channels)
+        return msp_start.adapt(self.state_dict(), groups, state)
+
+    def rate_class(self, name: str) -> str:
+        """See `EntropyModel.rate_class`."""
+        sums = (".predictor.", ".linear.", ".activity.")
+        return "predictor" if any(part in name for part in sums) else "networks"

@@ -77,7 +77,7 @@ def train(
                 anew = trainer.load_weights(Path(recipe.start_from))
                 if anew and ranks.first:
                     say(f"not in {recipe.start_from}, begun anew: {', '.join(anew)}")
-            trainer.fit_linear(sampler)
+            trainer.solve(sampler)
         pictures = load_pictures([validation]) if validation is not None and ranks.first else []
         if pictures and math.isfinite(minutes):
             clock.reserve(_seconds_to_validate(trainer, pictures))

@@ -16,13 +16,13 @@ _LR_SCALE = {"klt": 1 / 30, "tables": 5.0, "predictor": 0.3, "networks": 1.0, "m
 
 
 def trainable(model: CodecModel) -> dict[str, list[nn.Parameter]]:
-    """Return the groups of parameters that a stage may name: the transform's parts, and the rest.
+    """Return the groups of parameters that a stage may name: the parts of both axes, and "steps".
 
-    "entropy" is the probability model, "steps" are the steps by quality.
+    These are the steps by quality.
     """
     groups: dict[str, Sequence[nn.Module]] = {
         **model.transform.parts(),
-        "entropy": [model.entropy],
+        **model.entropy.parts(),
         "steps": [model.log_step],
     }
     return {
@@ -36,10 +36,7 @@ def _rate_class(name: str, model: CodecModel) -> str:
     if isinstance(owner, QualityTable):
         return "tables"
     axis, _, inner = name.partition(".")
-    if axis == "transform":
-        return model.transform.rate_class(inner)
-    sums = (".predictor.", ".linear.", ".activity.")
-    return "predictor" if any(part in name for part in sums) else "networks"
+    return (model.transform if axis == "transform" else model.entropy).rate_class(inner)
 
 
 def make_optimizers(model: CodecModel, lr: float) -> list[torch.optim.Optimizer]:

@@ -17,7 +17,7 @@ from lvqcodec.model import CodecModel
 from lvqcodec.surrogates import SURROGATES, Surrogate
 from lvqcodec.training.checkpoint import read_checkpoint, read_weights, write_checkpoint
 from lvqcodec.training.data import CropSampler, to_device
-from lvqcodec.training.init import fit_linear, initialise, linear_is_fitted
+from lvqcodec.training.init import initialise, solve
 from lvqcodec.training.optimizers import make_optimizers, set_learning_rate, trainable
 from lvqcodec.training.ranks import Ranks
 from lvqcodec.training.recipe import Recipe, Stage
@@ -211,11 +211,13 @@ class Trainer:
         self.average.load_state_dict(state)
         return anew
 
-    def fit_linear(self, sampler: CropSampler) -> None:
-        """Fit the linear predictors of the probability model, if nobody has yet."""
-        if linear_is_fitted(self.model):
+    def solve(self, sampler: CropSampler) -> None:
+        """Solve for what of the entropy model is solved for, if nobody has yet."""
+        regression = self.model.entropy.regression()
+        if regression is None:
             return
-        fit_linear(self.model, sampler.sample(self.recipe.init_crops, 256, self.generator))
+        crops = sampler.sample(self.recipe.init_crops, 256, self.generator)
+        solve(regression, self.model, crops)
         self._agree()
 
     def _agree(self) -> None:

@@ -43,6 +43,9 @@ class Transform(nn.Module, ABC):
     channels: int
     """Channels of the latents."""
 
+    features: int = 0
+    """Channels, exact whole numbers from the entropy model, behind the latents of `synthesis`."""
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
@@ -58,6 +61,8 @@ class Transform(nn.Module, ABC):
     @abstractmethod
     def synthesis(self, y_hat: Tensor, quality: Tensor) -> Tensor:
         """Map latents (B, channels, h, w), multiplied by their steps, and qualities (B,) back.
+
+        `features` channels more follow the latents, if the transform takes any.
 
         Pictures are (B, 3, stride * h, stride * w), about in [0, 1]; nobody has clamped them.
         """
