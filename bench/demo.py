@@ -22,7 +22,8 @@ from PIL import Image
 from skimage import data
 
 import lvqcodec
-from lvqcodec import imageio, metrics
+from lvqcodec import metrics
+from lvqcodec.pictures import save
 
 # before torch loads: it would spin for the cores against whatever else runs here
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -104,7 +105,7 @@ def ours(image: np.ndarray, quality: int, folder: Path) -> Row:
     file, encode_s = timed(lambda: lvqcodec.encode(image, model=weights, quality=quality))
     (folder / "coffee.lvq").write_bytes(file)
     x_hat, decode_s = timed(lambda: lvqcodec.decode((folder / "coffee.lvq").read_bytes()))
-    imageio.save(x_hat, folder / "coffee.lvq.png")
+    save.save(x_hat, folder / "coffee.lvq.png")
     psnr = metrics.psnr(image, x_hat)
     return Row("lvq", f"quality {quality}", len(file), psnr, encode_s, decode_s)
 
@@ -145,7 +146,7 @@ def main() -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     image = data.coffee()  # 600x400, CC0, comes with scikit-image
-    imageio.save(image, options.out / "coffee.png")
+    save.save(image, options.out / "coffee.png")
     rows = [ours(image, options.quality, options.out)]
     limit = ALLOWANCE * rows[0].num_bytes
     rows += [theirs(image, limit, rival, options.out) for rival in RIVALS]

@@ -12,9 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from lvqcodec import codec, imageio
+from lvqcodec import codec
 from lvqcodec.catalog import DEFAULT_MODEL
-from lvqcodec.evaluate import list_pictures
+from lvqcodec.evaluation.evaluate import list_pictures
+from lvqcodec.pictures import load
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     worst = 0.0
     print("picture                quality     bytes  estimate  off by  of what is allowed")
     for path in list_pictures(options.folder):
-        picture = imageio.load(path)
+        picture = load.load(path)
         for quality in map(int, options.qualities.split(",")):
             settings = {"model": model, "quality": quality, "lattice": options.lattice}
             size = len(codec.encode(picture, **settings, device=options.device))

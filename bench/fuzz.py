@@ -34,8 +34,8 @@ from pathlib import Path
 import numpy as np
 
 from lvqcodec import codec
-from lvqcodec.container import read_header, unpack
 from lvqcodec.errors import LvqError
+from lvqcodec.format.container import read_header, unpack
 
 LIMIT_SECONDS = 10.0
 LIMIT_BYTES = 1 << 30

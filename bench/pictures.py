@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from lvqcodec.errors import LvqError
-from lvqcodec.imageio import load_picture
+from lvqcodec.pictures.load import load_picture
 
 
 def outcome(path: Path, to_srgb8: bool) -> str:

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lvqcodec import codec, imageio, metrics
+from lvqcodec import codec, metrics
 from lvqcodec.catalog import DEFAULT_MODEL
-from lvqcodec.evaluate import list_pictures
-from lvqcodec.picture import Picture
+from lvqcodec.evaluation.evaluate import list_pictures
+from lvqcodec.pictures import load, save
+from lvqcodec.pictures.picture import Picture
 
 PERCENT = (5, *range(10, 100, 10), 95, 98, 100)
 TOLERANCE = 0.2  # dB
@@ -39,7 +40,7 @@ def main() -> None:
     model = codec.load_model(options.model, device="cpu")
     decibels = []
     for path in paths:
-        picture = imageio.load(path)
+        picture = load.load(path)
         data = codec.encode(picture, model=model, quality=options.quality)
         decibels.append([])
         for percent in PERCENT:
@@ -48,7 +49,7 @@ def main() -> None:
             decibels[-1].append(metrics.psnr(picture, found))
             if options.save:
                 options.save.mkdir(parents=True, exist_ok=True)
-                imageio.save(Picture(found), options.save / f"{path.stem}-{percent:03}.png")
+                save.save(Picture(found), options.save / f"{path.stem}-{percent:03}.png")
         print(path.name, *(f"{value:.2f}" for value in decibels[-1]), file=sys.stderr, flush=True)
     table = np.array(decibels)
     print(f"{len(paths)} pictures, {options.model}, quality {options.quality}")

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from lvqcodec import codec
-from lvqcodec.entropy import MultiScaleProgressive
-from lvqcodec.lattices.tables import parametric_tables
-from lvqcodec.lvqfile import open_lvq
-from lvqcodec.model import CodecConfig, CodecModel
+from lvqcodec.encoder.original import prepare
+from lvqcodec.format.lvqfile import open_lvq
+from lvqcodec.model.codec_model import CodecConfig, CodecModel
+from lvqcodec.model.entropy import MultiScaleProgressive
+from lvqcodec.model.lattices.tables import parametric_tables
+from lvqcodec.model.transforms import LappedTransform
+from lvqcodec.model.weights import pack_parts, pack_weights
 from lvqcodec.options import EncodeOptions
-from lvqcodec.original import prepare
-from lvqcodec.picture import Picture
+from lvqcodec.pictures.picture import Picture
 from lvqcodec.stream import TileCoder
-from lvqcodec.training.init import initialise
-from lvqcodec.transforms import LappedTransform
-from lvqcodec.weights import pack_parts, pack_weights
+from lvqcodec.training.start import initialise
 
 TINY = CodecConfig(
     LappedTransform.Config(

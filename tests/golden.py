@@ -23,17 +23,26 @@ import torch
 from conftest import install, make_model, make_photograph
 from PIL import Image
 
-from lvqcodec import codec, stream, tiling
+from lvqcodec import codec, stream
 from lvqcodec.catalog import find_by_digest
-from lvqcodec.coding.tables import RowTable
-from lvqcodec.container import SECTION_LATENTS, SECTION_TILES, Section, pack, read_header, unpack
-from lvqcodec.entropy import MultiScaleProgressive
-from lvqcodec.entropy.base import LATENT_UNITS
-from lvqcodec.lattices.tables import CodingTables, parametric_tables
-from lvqcodec.lvqfile import open_lvq
-from lvqcodec.model import CodecConfig
-from lvqcodec.picture import Picture
-from lvqcodec.transforms import LappedTransform
+from lvqcodec.coding.rows import RowTable
+from lvqcodec.format import tiling
+from lvqcodec.format.container import (
+    SECTION_LATENTS,
+    SECTION_TILES,
+    Section,
+    pack,
+    read_header,
+    unpack,
+)
+from lvqcodec.format.lvqfile import open_lvq
+from lvqcodec.model.codec_model import CodecConfig
+from lvqcodec.model.entropy import MultiScaleProgressive
+from lvqcodec.model.entropy.base import LATENT_UNITS
+from lvqcodec.model.lattices.tables import CodingTables, parametric_tables
+from lvqcodec.model.loaded import load_card
+from lvqcodec.model.transforms import LappedTransform
+from lvqcodec.pictures.picture import Picture
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
@@ -94,7 +103,7 @@ TILES = {"tiles-colour": 32, "tiles-grey": 64}
 def integers_digest(data: bytes) -> str:
     """SHA-256 of the decoded integers, as the format orders them for their CRC."""
     file = open_lvq(data)
-    loaded = stream.load_card(find_by_digest(file.header.model), torch.device("cpu"))
+    loaded = load_card(find_by_digest(file.header.model), torch.device("cpu"))
     coder = stream.TileCoder(file.header, loaded)
     tiles = zip(file.tiling, file.tiles, strict=True)
     found = [coder.read(payload, place.grid) for place, payload in tiles]

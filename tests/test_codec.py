@@ -15,7 +15,6 @@ from conftest import install, prepared, read_latents
 import lvqcodec
 from lvqcodec import codec, stream
 from lvqcodec.codec import decode, encode, estimate_bits, load_model
-from lvqcodec.container import SECTION_LATENTS, Section, pack, read_header, unpack
 from lvqcodec.errors import (
     FormatError,
     LvqError,
@@ -25,9 +24,11 @@ from lvqcodec.errors import (
     UnsupportedImage,
     UsageError,
 )
-from lvqcodec.lattices import LATTICES
-from lvqcodec.lattices.tables import parametric_tables
-from lvqcodec.model import CodecModel
+from lvqcodec.format.container import SECTION_LATENTS, Section, pack, read_header, unpack
+from lvqcodec.model import loaded as loading
+from lvqcodec.model.codec_model import CodecModel
+from lvqcodec.model.lattices import LATTICES
+from lvqcodec.model.lattices.tables import parametric_tables
 
 SIZES = [(1, 1), (1, 37), (16, 16), (255, 1), (333, 517)]
 
@@ -264,7 +265,7 @@ def test_a_model_in_two_files_codes_as_in_one(
     assert read_header(whole).model != read_header(split).model
     assert unpack(whole)[1] == unpack(split)[1]
     assert np.array_equal(decode(whole), decode(split))
-    stream.load_card.cache_clear()
+    loading.load_card.cache_clear()
     (tmp_path / "photo.safetensors").unlink()
     with pytest.raises(ModelNotFound, match=r"photo.safetensors: No such file.*'split' needs it"):
         decode(split)
@@ -293,7 +294,7 @@ def test_damaged_weights_are_refused(models_folder, photograph, tmp_path, monkey
 
 
 def test_models_are_kept_in_memory_and_serve_gradients(tiny, sample):
-    stream.load_card.cache_clear()
+    loading.load_card.cache_clear()
     decode(sample[1])  # loads the model in inference mode
     loaded = load_model(tiny)
     assert loaded is load_model(tiny)
@@ -304,7 +305,7 @@ def test_models_are_kept_in_memory_and_serve_gradients(tiny, sample):
 
 def test_a_model_in_training_cannot_code(tiny_config):
     with pytest.raises(UsageError, match="export"):
-        stream.LoadedModel(CodecModel(tiny_config), bytes(32), torch.device("cpu"))
+        loading.LoadedModel(CodecModel(tiny_config), bytes(32), torch.device("cpu"))
 
 
 # misuse

@@ -22,7 +22,7 @@ from PIL import Image
 from lvqcodec import catalog
 from lvqcodec.cli import main
 from lvqcodec.codec import decode, encode
-from lvqcodec.container import EXTRAS, SECTION_LATENTS, SECTION_TILES, read_header, unpack
+from lvqcodec.format.container import EXTRAS, SECTION_LATENTS, SECTION_TILES, read_header, unpack
 
 FILES, DAMAGED = load_index(GOLDEN), load_index(CORPUS)
 WEIGHTS = "b45a7bb7c53a1805b619abb9c14d85e171e39ef66f7ed0acb38659e9d340d3e8"

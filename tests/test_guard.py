@@ -14,9 +14,10 @@ import pytest
 import torch
 from conftest import read_latents
 
-from lvqcodec import guard, stream
+from lvqcodec import guard
 from lvqcodec.codec import decode, encode, estimate_bits, load_model
 from lvqcodec.errors import FormatError
+from lvqcodec.model import loaded as loading
 
 NEW = hasattr(torch.backends, "fp32_precision")  # from torch 2.9 on
 
@@ -106,7 +107,7 @@ def wanted(tiny: str, photograph: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize("name", STATES)
 def test_files_and_pictures_are_the_same(tiny: str, wanted: tuple[Any, ...], name: str) -> None:
     picture, files, bits, pictures = wanted
-    load = stream.load_card.cache_clear
+    load = loading.load_card.cache_clear
     with STATES[name]():
         before = state()
         load()  # the model too is read inside
@@ -130,7 +131,7 @@ def test_files_and_pictures_are_the_same(tiny: str, wanted: tuple[Any, ...], nam
 def test_random_numbers_of_the_caller_stay(tiny: str, sample: tuple[Any, bytes]) -> None:
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    stream.load_card.cache_clear()
+    loading.load_card.cache_clear()
     decode(sample[1])
     assert torch.equal(torch.random.get_rng_state(), before)
 

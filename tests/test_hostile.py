@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from lvqcodec import catalog
 from lvqcodec.codec import decode
-from lvqcodec.container import (
+from lvqcodec.errors import FormatError, LvqError, ModelMismatch, ModelNotFound
+from lvqcodec.format.container import (
     MAGIC,
     SECTION_ALPHA,
     SECTION_LATENTS,
@@ -28,8 +29,7 @@ from lvqcodec.container import (
     read_header,
     unpack,
 )
-from lvqcodec.errors import FormatError, LvqError, ModelMismatch, ModelNotFound
-from lvqcodec.weights import unpack_weights
+from lvqcodec.model.weights import unpack_weights
 
 FILES = {name: (GOLDEN / f"{name}.lvq").read_bytes() for name in load_index(GOLDEN)}
 FILES |= {name: (CORPUS / f"{name}.lvq").read_bytes() for name in load_index(CORPUS)}

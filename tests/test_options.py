@@ -19,10 +19,10 @@ from lvqcodec.batch.work import Settings
 from lvqcodec.cli import main
 from lvqcodec.cli.options import encode_option
 from lvqcodec.config import EFFORTS, QUALITIES, TUNES
-from lvqcodec.container import LATTICES
 from lvqcodec.errors import UsageError
+from lvqcodec.format.container import LATTICES
+from lvqcodec.format.tiling import SIDES
 from lvqcodec.options import OPTIONS, RATES, EncodeOptions
-from lvqcodec.tiling import SIDES
 
 # of every option something that is not its default
 OTHER = {

@@ -17,9 +17,9 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImag
 import lvqcodec
 from lvqcodec import plugin
 from lvqcodec.codec import decode, encode
-from lvqcodec.container import Header, Section, pack, read_header, unpack
-from lvqcodec.extras import pack_extras
-from lvqcodec.picture import Picture
+from lvqcodec.format.container import Header, Section, pack, read_header, unpack
+from lvqcodec.pictures.picture import Picture
+from lvqcodec.pictures.sections import pack_extras
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from lvqcodec import codec
 from lvqcodec.batch.budget import allocate
 from lvqcodec.catalog import find_model
-from lvqcodec.container import read_header
 from lvqcodec.errors import ModelMismatch, UsageError
-from lvqcodec.model import CodecConfig, CodecModel
+from lvqcodec.format.container import read_header
+from lvqcodec.model.codec_model import CodecConfig, CodecModel
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lvqcodec.catalog import list_models
     from lvqcodec.codec import decode, decode_picture, encode, load_model
-    from lvqcodec.container import read_header
     from lvqcodec.errors import LvqError
-    from lvqcodec.picture import Picture
+    from lvqcodec.format.container import read_header
+    from lvqcodec.pictures.picture import Picture
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,13 +32,13 @@ __all__ = [
 
 _HOMES = {
     "LvqError": "errors",
-    "Picture": "picture",
+    "Picture": "pictures.picture",
     "decode": "codec",
     "decode_picture": "codec",
     "encode": "codec",
     "list_models": "catalog",
     "load_model": "codec",
-    "read_header": "container",
+    "read_header": "format.container",
 }
 
 

@@ -8,7 +8,7 @@ A card has at least `name`, `digest`, `profile` and `description`. The weights a
 
 These are names in the card's own folder. `digest` is the SHA-256, in hex, of the bytes of the
 files one after the other, in this order. What coding with the model takes is in a table, of which
-any number may be left out, see `footprint.MemoryFigures`:
+any number may be left out, see `resources.estimate.MemoryFigures`:
 
     [memory]
     base = 440401920
@@ -26,7 +26,7 @@ from typing import Any
 from lvqcodec import files
 from lvqcodec.config import QUALITIES, from_table
 from lvqcodec.errors import ModelMismatch, ModelNotFound, UsageError
-from lvqcodec.footprint import MemoryFigures
+from lvqcodec.resources.estimate import MemoryFigures
 
 DEFAULT_MODEL = "normal"
 MODEL_PATH_VARIABLE = "LVQ_MODEL_PATH"

@@ -11,22 +11,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvqcodec import footprint, guard
+from lvqcodec import guard
 from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest, find_model
-from lvqcodec.container import MAX_PIXELS, Header
-from lvqcodec.effort import search, write_plain
+from lvqcodec.encoder.original import prepare
+from lvqcodec.encoder.ratecontrol import Goal, reach
+from lvqcodec.encoder.search import search, write_plain
 from lvqcodec.errors import ModelMismatch, UsageError
-from lvqcodec.extras import unpack_extras
 from lvqcodec.files import Source
-from lvqcodec.lvqfile import LvqFile, open_lvq
+from lvqcodec.format.container import Header
+from lvqcodec.format.limits import MAX_PIXELS
+from lvqcodec.format.lvqfile import LvqFile, open_lvq
+from lvqcodec.model.loaded import LoadedModel, find_device, load_card, load_model
 from lvqcodec.options import DEFAULT_QUALITY, EncodeOptions, takes
-from lvqcodec.original import prepare
-from lvqcodec.picture import Picture
+from lvqcodec.pictures.picture import Picture
+from lvqcodec.pictures.sections import unpack_extras
+from lvqcodec.pictures.sources import PictureSource, to_picture
 from lvqcodec.progress import OnProgress, Progress
-from lvqcodec.ratecontrol import Goal, reach
-from lvqcodec.sources import PictureSource, to_picture
-from lvqcodec.stream import LoadedModel, TileCoder, find_device, load_card, load_model
-from lvqcodec.synthesis import decode_tiles
+from lvqcodec.reconstruction import decode_tiles
+from lvqcodec.resources import admission, estimate
+from lvqcodec.stream import TileCoder
 
 __all__ = [
     "Encoding",
@@ -97,7 +100,7 @@ def encode_image(
     start = time.monotonic()
     options = EncodeOptions(**more) if options is None else replace(options, **more)
     deadline = start + (options.max_seconds or math.inf)
-    picture = to_picture(image, footprint.admission(options, _memory(model)))
+    picture = to_picture(image, admission.admission(options, _memory(model)))
     original = prepare(picture, _load(model, device), options)
     effort, goal = options.chosen_effort, Goal.of(options, original)
     if goal is not None:
@@ -125,11 +128,11 @@ def estimate_bits(
     return sum(original.coder.estimate_bits(tile.target, tile.grid) for tile in tiles)
 
 
-def _memory(model: str | LoadedModel) -> footprint.MemoryFigures:
+def _memory(model: str | LoadedModel) -> estimate.MemoryFigures:
     """Return what coding with a model takes, without loading it."""
     if isinstance(model, str):
         return find_model(model).memory
-    return model.memory if isinstance(model, LoadedModel) else footprint.LARGEST
+    return model.memory if isinstance(model, LoadedModel) else estimate.LARGEST
 
 
 def _load(model: str | LoadedModel, device: str) -> LoadedModel:
@@ -216,8 +219,8 @@ def decode_picture(
     coder = TileCoder(file.header, loaded)
     for index, tile in enumerate(file.tiles[: file.whole]):
         coder.check_length(tile, file.tiling[index].grid)  # a size that is none shows here
-    need = footprint.decoding(file.header, file.tiling, shown, loaded.memory)
-    footprint.check(need, max_memory, file.header, remedy="allow for more (--max-memory)")
+    need = estimate.decoding(file.header, file.tiling, shown, loaded.memory)
+    admission.check(need, max_memory, file.header, remedy="allow for more (--max-memory)")
     pixels = decode_tiles(file, coder, shown, report)
     extras = unpack_extras(file.header, file.sections)
     if extras.get("alpha") is not None:

@@ -17,9 +17,9 @@ from numbers import Real
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from lvqcodec.config import EFFORTS, QUALITIES, TUNES
-from lvqcodec.container import LATTICES
 from lvqcodec.errors import UsageError
-from lvqcodec.tiling import SIDES, check_side
+from lvqcodec.format.container import LATTICES
+from lvqcodec.format.tiling import SIDES, check_side
 
 DEFAULT_QUALITY = 50
 

@@ -20,15 +20,15 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from PIL import Image, ImageFile
 
-from lvqcodec.container import (
+from lvqcodec.errors import FormatError, LvqError, UsageError
+from lvqcodec.format.container import (
     MAGIC,
     MAX_HEADER_BYTES,
     SECTION_ALPHA,
     read_beside,
     read_header,
 )
-from lvqcodec.errors import FormatError, LvqError, UsageError
-from lvqcodec.lvqfile import open_lvq
+from lvqcodec.format.lvqfile import open_lvq
 from lvqcodec.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ class LvqImageFile(ImageFile.ImageFile):
             _, sections = read_beside(cast("BinaryIO", self.fp))
             alpha = sections.pop(SECTION_ALPHA, None) is not None
             if sections:
-                from lvqcodec.colour import profile_misfit
-                from lvqcodec.extras import unpack_extras
-                from lvqcodec.sources import METADATA
+                from lvqcodec.pictures.colour import profile_misfit
+                from lvqcodec.pictures.sections import unpack_extras
+                from lvqcodec.pictures.sources import METADATA
 
                 extras = unpack_extras(header, sections)
                 mode = _MODES[header.channels, alpha]
@@ -120,7 +120,7 @@ def _accept(prefix: bytes) -> bool:
 def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     given = image.encoderinfo
     from lvqcodec import codec
-    from lvqcodec.sources import from_pillow
+    from lvqcodec.pictures.sources import from_pillow
 
     try:
         picture = from_pillow(image, {"icc_profile": image.info.get("icc_profile")} | given)

@@ -14,12 +14,10 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_model, read_files
 from lvqcodec.coding.rangecoder import (
     PartialDecoder,
     SymbolDecoder,
@@ -27,66 +25,22 @@ from lvqcodec.coding.rangecoder import (
     most_bits,
     require,
 )
-from lvqcodec.container import Header
-from lvqcodec.entropy.base import LATENT_UNITS, Channels, Density, LatentCoder
-from lvqcodec.errors import FormatError, StreamError, UsageError
-from lvqcodec.footprint import LARGEST, MemoryFigures
-from lvqcodec.guard import own_torch
-from lvqcodec.likelihood import nearest_bin
-from lvqcodec.model import CodecModel, LatentQuantizer, Recorder, Sink, own_bins, reconstruct
-from lvqcodec.quantizer import Quantizer
-from lvqcodec.weights import unpack_weights
+from lvqcodec.errors import FormatError, StreamError
+from lvqcodec.format.container import Header
+from lvqcodec.model.codec_model import (
+    LatentQuantizer,
+    Recorder,
+    Sink,
+    own_bins,
+    reconstruct,
+)
+from lvqcodec.model.entropy.base import LATENT_UNITS, Channels, Density, LatentCoder
+from lvqcodec.model.likelihood import nearest_bin
+from lvqcodec.model.loaded import LoadedModel
+from lvqcodec.model.quantizer import Quantizer
 
-MODEL_ID_BYTES = 4
 _CRC = struct.Struct("<I")
 _MOST_BYTES = 16  # more than all symbols of a latent can take: 24 + 34 bits, and 14 in a vector
-
-
-class LoadedModel:
-    """A model on a device, ready to code, with the digest that its files name and what it takes."""
-
-    def __init__(
-        self,
-        model: CodecModel,
-        digest: bytes,
-        device: torch.device,
-        memory: MemoryFigures = LARGEST,
-    ) -> None:
-        if model.tables is None:
-            raise UsageError("a model in training cannot code; export it first")
-        self.model = model.to(device)
-        self.tables = model.tables
-        self.digest = digest[:MODEL_ID_BYTES]
-        self.device = device
-        self.memory = memory
-
-
-def load_model(name: str = DEFAULT_MODEL, *, device: str = "auto") -> LoadedModel:
-    """Return an installed model, from memory if it was loaded before.
-
-    Raises ModelNotFound, ModelMismatch for damaged weights, UsageError for a device that is absent.
-    """
-    return load_card(find_model(name), find_device(device))
-
-
-@lru_cache(maxsize=4)
-@own_torch()  # a model that is kept must not depend on who asked for it first
-def load_card(card: ModelCard, device: torch.device) -> LoadedModel:
-    """Return the model of a card, from memory if it was loaded before."""
-    model = unpack_weights(*read_files(card))
-    return LoadedModel(model, bytes.fromhex(card.digest), device, card.memory)
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device called auto, cpu or cuda; UsageError where it is not available."""
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if name == "cuda" and not available:
-        raise UsageError("device 'cuda' is not available here; use 'cpu' or 'auto'")
-    if name not in ("cpu", "cuda"):
-        raise UsageError(f"unknown device {name!r}; choose auto, cpu or cuda")
-    return torch.device(name)
 
 
 def quality_of(header: Header, loaded: LoadedModel) -> Tensor:

@@ -18,7 +18,7 @@ from lvqcodec.batch.work import AHEAD, Job, Worker
 from lvqcodec.catalog import MODEL_PATH_VARIABLE
 from lvqcodec.errors import LvqError, UsageError
 from lvqcodec.metrics import extra
-from lvqcodec.stream import find_device
+from lvqcodec.model.loaded import find_device
 
 _RETRIES = 3  # of a file whose worker died: it may have been its doing
 _POLL_SECONDS = 0.5

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from lvqcodec.batch.records import Log, Record
-from lvqcodec.batch.stores import Store
+from lvqcodec.batch.store import Store
 from lvqcodec.files import FileInTheWay
 
 

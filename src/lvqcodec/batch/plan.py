@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathspec import GitIgnoreSpec
 
 from lvqcodec.batch.records import FAILED, IGNORED, Record
-from lvqcodec.batch.stores import LINK_TO_FOLDER, Entry, Store, relative
+from lvqcodec.batch.store import LINK_TO_FOLDER, Entry, Store
+from lvqcodec.batch.stores import relative
 from lvqcodec.errors import UsageError
 
 _NAMED = 3  # of the clashes, in the message

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from lvqcodec.batch.stores import Store
+from lvqcodec.batch.store import Store
 from lvqcodec.config import QUALITIES
-from lvqcodec.container import MAX_SIDE
+from lvqcodec.format.limits import MAX_SIDE
 from lvqcodec.metrics import bpp
 
 DONE, SKIPPED, KEPT, FAILED, IGNORED = "done", "skipped", "kept", "failed", "ignored"

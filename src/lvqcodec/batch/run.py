@@ -17,6 +17,7 @@ from lvqcodec.batch import records
 from lvqcodec.batch.budget import Allocation, Measured, allocate
 from lvqcodec.batch.engines import Engine, WorkerDied, open_engine
 from lvqcodec.batch.ledger import Ledger
+from lvqcodec.batch.local_store import LocalStore
 from lvqcodec.batch.plan import Item, Plan, count_kinds, plan
 from lvqcodec.batch.records import (
     DONE,
@@ -28,7 +29,8 @@ from lvqcodec.batch.records import (
     Point,
     Record,
 )
-from lvqcodec.batch.stores import LocalStore, Store, open_store
+from lvqcodec.batch.store import Store
+from lvqcodec.batch.stores import open_store
 from lvqcodec.batch.work import Job, look, refusal
 from lvqcodec.catalog import find_model
 from lvqcodec.errors import UsageError

@@ -16,19 +16,22 @@ from io import BytesIO
 
 import torch
 
-from lvqcodec import __version__, codec, footprint, imageio, metrics
+from lvqcodec import __version__, codec, metrics
 from lvqcodec.batch.ledger import Ledger
 from lvqcodec.batch.plan import Item
 from lvqcodec.batch.records import DONE, FAILED, KEPT, SKIPPED, TO_CODE, Point, Record
 from lvqcodec.batch.room import Room
-from lvqcodec.batch.stores import Store, open_store
+from lvqcodec.batch.store import Store
+from lvqcodec.batch.stores import open_store
 from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest, find_model
-from lvqcodec.container import STREAM_VERSION, read_header
 from lvqcodec.errors import LvqError, ModelMismatch, UsageError
 from lvqcodec.files import FileInTheWay
-from lvqcodec.lvqfile import LvqFile, open_lvq
+from lvqcodec.format.container import STREAM_VERSION, read_header
+from lvqcodec.format.lvqfile import LvqFile, open_lvq
 from lvqcodec.options import EncodeOptions
-from lvqcodec.picture import Picture
+from lvqcodec.pictures import load, save
+from lvqcodec.pictures.picture import Picture
+from lvqcodec.resources import available, estimate
 
 AHEAD = 2
 """Files that are read or written while others are coded."""
@@ -113,7 +116,7 @@ class Worker:
         self.job = job
         self._source: Store = open_store(job.source)
         self._ledger = Ledger(open_store(job.destination), overwrite=job.overwrite)
-        self._memory = Room(job.jobs + AHEAD, footprint.allowance())
+        self._memory = Room(job.jobs + AHEAD, available.allowance())
         self._places = Room(job.jobs, None)
         self._stopped = False
         self._loaded: codec.LoadedModel | None = None
@@ -190,7 +193,7 @@ class Worker:
     def _decode(self, file: LvqFile) -> tuple[Picture, float]:
         """Return the picture of an .lvq file, and how long that took."""
         memory = find_by_digest(file.header.model).memory
-        need = footprint.decoding(file.header, file.tiling, file.region(), memory)
+        need = estimate.decoding(file.header, file.tiling, file.region(), memory)
         with self._memory.take(need), self._places.take(0):
             start = self._begin()
             return decode_picture(file, self.job.device), time.perf_counter() - start
@@ -253,7 +256,7 @@ class Worker:
         settings = self.job.settings
         assert self._loaded is not None
         figures = self._loaded.memory
-        return footprint.encoding_of(
+        return estimate.encoding_of(
             width, height, channels, settings, weighed=True, figures=figures
         )
 
@@ -321,7 +324,7 @@ def read_picture(
     data: bytes, settings: Settings, admit: Callable[[int, int, int], None]
 ) -> Picture:
     """Return the picture of a file's bytes, `admit` called with its width, height and channels."""
-    return imageio.load_picture(
+    return load.load_picture(
         BytesIO(data),
         frame=settings.frame,
         to_srgb8=settings.to_srgb8,
@@ -348,5 +351,5 @@ def decode_picture(data: bytes | LvqFile, device: str) -> Picture:
 def write_picture(picture: Picture, settings: Settings) -> tuple[bytes, Sequence[str]]:
     """Return the bytes of a picture file, and the names of what was left out of it."""
     file = BytesIO()
-    left_out = imageio.save(picture, file, format=settings.format, background=settings.background)
+    left_out = save.save(picture, file, format=settings.format, background=settings.background)
     return file.getvalue(), left_out

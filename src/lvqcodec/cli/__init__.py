@@ -9,8 +9,8 @@ everything said about it to stderr.
 import click
 
 from lvqcodec import __version__
-from lvqcodec.cli import batch, coding, looking, refit, research
-from lvqcodec.cli.common import Cli
+from lvqcodec.cli import batch, decode, encode, eval, export, info, models, refit, train
+from lvqcodec.cli.app import Cli
 
 
 @click.group(
@@ -29,14 +29,14 @@ def main() -> None:
 
 
 for command in (
-    coding.encode,
-    coding.decode,
+    encode.encode,
+    decode.decode,
     batch.batch,
-    looking.info,
-    looking.models,
-    research.evaluate,
-    research.train,
-    research.export,
+    info.info,
+    models.models,
+    eval.evaluate,
+    train.train,
+    export.export,
     refit.refit,
 ):
     main.add_command(command)

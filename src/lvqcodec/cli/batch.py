@@ -14,7 +14,8 @@ import click
 from click.core import ParameterSource
 
 from lvqcodec import files
-from lvqcodec.cli.common import interrupted_by, one_line, set_up_torch
+from lvqcodec.cli.app import interrupted_by, one_line
+from lvqcodec.cli.common import set_up_torch
 from lvqcodec.cli.io import display_name
 from lvqcodec.cli.options import (
     PositiveType,
@@ -257,7 +258,7 @@ def _check_report(path: str | None, destination: str) -> None:
 def _said(record: Any, quiet: bool) -> str | None:
     """What is said of a record on stderr; None if it is only counted."""
     from lvqcodec.batch.records import FAILED, IGNORED, KEPT
-    from lvqcodec.batch.stores import NO_FILES
+    from lvqcodec.batch.store import NO_FILES
 
     name = display_name(record.source)
     if record.status in (FAILED, KEPT):

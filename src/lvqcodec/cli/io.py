@@ -17,14 +17,9 @@ from typing import BinaryIO
 import click
 
 from lvqcodec import files
-from lvqcodec.container import (
-    MAGIC,
-    MAX_HEADER_BYTES,
-    looks_like,
-    read_header,
-    refuse_coded,
-)
 from lvqcodec.errors import FormatError, UsageError
+from lvqcodec.format.container import MAGIC, MAX_HEADER_BYTES, read_header, refuse_coded
+from lvqcodec.format.signatures import looks_like
 from lvqcodec.suffixes import SYNONYMS, WRITTEN
 
 _STREAMS = (("stdin", "an input file"), ("stdout", "an output file"), ("stderr", ""))

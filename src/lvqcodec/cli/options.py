@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from lvqcodec.catalog import DEFAULT_MODEL
-from lvqcodec.container import MAX_PIXELS
+from lvqcodec.format.limits import MAX_PIXELS
 from lvqcodec.options import (
     OPTIONS,
     RATES,

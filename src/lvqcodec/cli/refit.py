@@ -7,7 +7,7 @@ import click
 
 from lvqcodec.cli.common import set_up_torch
 from lvqcodec.cli.options import device_option, threads_option
-from lvqcodec.container import LATTICES
+from lvqcodec.format.container import LATTICES
 
 
 @click.command()

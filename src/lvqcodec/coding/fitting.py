@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvqcodec.coding.tables import FRACTION, Floats, Integers, RowTable
+from lvqcodec.coding.rows import FRACTION, Floats, Integers, RowTable
 
 PRIOR = 32.0
 """Observations that the shape to which a fit is shrunk is worth."""

@@ -19,7 +19,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from lvqcodec.coding.tables import Integers, RowTable
+from lvqcodec.coding.rows import Integers, RowTable
 from lvqcodec.errors import StreamError
 
 MAX_INTEGER = 1 << 15

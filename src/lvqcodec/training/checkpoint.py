@@ -14,7 +14,7 @@ from torch import Tensor
 from lvqcodec import files
 from lvqcodec.catalog import MAX_WEIGHTS, read_card, read_files
 from lvqcodec.errors import UsageError
-from lvqcodec.weights import unpack_weights
+from lvqcodec.model.weights import unpack_weights
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -10,7 +10,8 @@ import torch
 
 from lvqcodec import files
 from lvqcodec.errors import UsageError
-from lvqcodec.lattices.tables import parametric_tables
+from lvqcodec.model.lattices.tables import parametric_tables
+from lvqcodec.model.weights import pack_parts
 from lvqcodec.training.card import card_text, earlier_entries, training_entry
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.fit_tables import FIT_CROP, FIT_CROPS, fit_to_crops
@@ -20,7 +21,6 @@ from lvqcodec.training.polish import polish
 from lvqcodec.training.ranks import choose_device
 from lvqcodec.training.recipe import RECIPE, Recipe
 from lvqcodec.training.trainer import Trainer
-from lvqcodec.weights import pack_parts
 
 
 def export(

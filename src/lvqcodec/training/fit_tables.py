@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.lattices.tables import CodingTables, added
-from lvqcodec.model import CodecModel, LatentQuantizer, Sink
-from lvqcodec.quantizer import Quantizer
+from lvqcodec.model.codec_model import CodecModel, LatentQuantizer, Sink
+from lvqcodec.model.lattices.tables import CodingTables, added
+from lvqcodec.model.quantizer import Quantizer
 
 FIT_CROPS, FIT_CROP = 202, 256
 """Crops to fit to, two for each quality, and their side in pixels."""

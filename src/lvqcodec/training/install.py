@@ -11,9 +11,9 @@ from pathlib import Path
 from lvqcodec import files
 from lvqcodec.catalog import is_plain_name, read_card
 from lvqcodec.errors import ModelMismatch, UsageError
-from lvqcodec.model import CodecModel
+from lvqcodec.model.codec_model import CodecModel
+from lvqcodec.model.weights import pack_parts, pack_weights
 from lvqcodec.training.loop import say
-from lvqcodec.weights import pack_parts, pack_weights
 
 Card = Callable[[Sequence[str], str], str]
 """Makes the text of a card of the names of its weights files and of their digest in hex."""

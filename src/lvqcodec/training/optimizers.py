@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lvqcodec.layers import QualityTable
-from lvqcodec.model import CodecModel
+from lvqcodec.model.codec_model import CodecModel
+from lvqcodec.model.layers import QualityTable
 from lvqcodec.training.muon import Muon
 
 _LR_SCALE = {"klt": 1 / 30, "tables": 5.0, "predictor": 0.3, "networks": 1.0, "matrices": 1.5}

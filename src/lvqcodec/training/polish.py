@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lvqcodec.model import CodecModel
-from lvqcodec.quantizer import Quantizer
+from lvqcodec.model.codec_model import CodecModel
+from lvqcodec.model.quantizer import Quantizer
 from lvqcodec.training.data import CropSampler
 from lvqcodec.training.fit_tables import analyse, quantise
 from lvqcodec.training.optimizers import make_optimizers, set_learning_rate

@@ -11,8 +11,8 @@ from pathlib import Path
 from lvqcodec.config import TUNES, from_table
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import MS_SSIM_MIN_SIDE
-from lvqcodec.model import CodecConfig
-from lvqcodec.surrogates import SURROGATES
+from lvqcodec.model.codec_model import CodecConfig
+from lvqcodec.model.surrogates import SURROGATES
 
 RECIPE = "recipe.toml"
 """The copy in a run folder of the recipe that it follows."""

@@ -12,15 +12,15 @@ import torch
 
 from lvqcodec import files
 from lvqcodec.catalog import ModelCard, find_model, read_files
-from lvqcodec.container import LATTICES
 from lvqcodec.errors import UsageError
+from lvqcodec.format.container import LATTICES
+from lvqcodec.model.weights import unpack_weights
 from lvqcodec.training.card import MEASURED
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.fit_tables import FIT_CROP, FIT_CROPS, fit_to_crops
 from lvqcodec.training.install import check_names, install
 from lvqcodec.training.loop import say
 from lvqcodec.training.ranks import choose_device
-from lvqcodec.weights import unpack_weights
 
 
 def refit(

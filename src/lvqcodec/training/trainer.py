@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from lvqcodec.distortion import distortion, weight
 from lvqcodec.errors import UsageError
-from lvqcodec.layers import channels_last
-from lvqcodec.model import CodecModel
-from lvqcodec.surrogates import SURROGATES, Surrogate
+from lvqcodec.model.codec_model import CodecModel
+from lvqcodec.model.layers import channels_last
+from lvqcodec.model.surrogates import SURROGATES, Surrogate
 from lvqcodec.training.checkpoint import read_checkpoint, read_weights, write_checkpoint
 from lvqcodec.training.data import CropSampler, to_device
-from lvqcodec.training.init import initialise, solve
 from lvqcodec.training.optimizers import make_optimizers, set_learning_rate, trainable
 from lvqcodec.training.ranks import Ranks
 from lvqcodec.training.recipe import Recipe, Stage
+from lvqcodec.training.start import initialise, solve
 from lvqcodec.training.throughput import Meter
 from lvqcodec.training.transfer import adapt
 

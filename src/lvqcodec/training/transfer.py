@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lvqcodec.errors import UsageError
-from lvqcodec.model import CodecModel
-from lvqcodec.transforms.base import NETWORKS
+from lvqcodec.model.codec_model import CodecModel
+from lvqcodec.model.transforms.base import NETWORKS
 
 _ENTROPY = "entropy."
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lvqcodec import metrics
-from lvqcodec.model import CodecModel
+from lvqcodec.model.codec_model import CodecModel
 
 QUALITIES = (5, 25, 50, 75, 95)
 

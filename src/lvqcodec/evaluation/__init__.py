@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders of pictures to rate-distortion points, beside other codecs."""

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lattices have in common whose costs add up over coordinates: tables over |j|, bin by bin."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lvqcodec.coding.fitting import MAX_CENTROID
+from lvqcodec.coding.rows import FRACTION, LATENT_UNITS, NUM_BINS, Floats, RowTable, named
+from lvqcodec.errors import ModelMismatch
+from lvqcodec.model.lattices.base import Arrays, Lattice
+
+
+@dataclass(frozen=True, eq=False)
+class Tabled(Lattice):
+    """A lattice of points unit * j, j integers, with a cost and a centroid for each bin and |j|.
+
+    Costs and centroids are the same for either sign. centroids (NUM_BINS, num_centroids) int8 over
+    |j|, the last of all larger ones: what a reconstruction is moved towards zero, in 1/16 step.
+    A subclass is a frozen dataclass too; its fields are what is stored.
+    """
+
+    rows: RowTable
+    centroids: NDArray[np.int8]
+
+    unit: ClassVar[float]
+    """Steps between coordinates."""
+
+    edge: ClassVar[int]
+    """The largest |j| that costs and counts tell from larger ones."""
+
+    num_centroids: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def costs(self) -> NDArray[np.float32]:
+        """Bits of each |j| (NUM_BINS, edge + 1), of either sign, inf where there is no such j."""
+
+    # --- storage ----------------------------------------------------------------------------------
+
+    def __post_init__(self) -> None:
+        """Raise ModelMismatch for tables that are none."""
+        fault = self._fault()
+        if fault:
+            raise ModelMismatch(f"tables of {self.name}: {fault}; install the weights again")
+
+    def _fault(self) -> str | None:
+        centroids, shape = self.centroids, (NUM_BINS, self.num_centroids)
+        if centroids.dtype != np.int8 or centroids.shape != shape:
+            return f"centroids of type {centroids.dtype} and shape {centroids.shape}"
+        if centroids.min() < -MAX_CENTROID or centroids.max() > MAX_CENTROID:
+            return f"centroids of {centroids.min()} to {centroids.max()}"
+        return "a centroid that moves zero" if centroids[:, 0].any() else None
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """See `Lattice.to_arrays`."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, RowTable):
+                arrays |= {f"{field.name}.{key}": part for key, part in value.to_arrays().items()}
+            else:
+                arrays[field.name] = value
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """See `Lattice.from_arrays`."""
+        parts: dict[str, Any] = dict(arrays)
+        for field in fields(cls):
+            if field.type in (RowTable, RowTable.__name__):
+                prefix = f"{field.name}."
+                keys = [key for key in parts if key.startswith(prefix)]
+                rows = {key[len(prefix) :]: parts.pop(key) for key in keys}
+                parts[field.name] = RowTable.from_arrays(rows)
+        return cls(**named(cls, parts))
+
+    # --- choices ----------------------------------------------------------------------------------
+
+    def reconstruct(self, j: Tensor, bins: Tensor) -> Tensor:
+        """See `Lattice.reconstruct`."""
+        return self._points(j) - j.sign() * _look_up(self._shifts, self._cells(j, bins))
+
+    def bits(self, j: Tensor, bins: Tensor) -> float:
+        """See `Lattice.bits`; this is the part that adds up over coordinates."""
+        costs = _look_up(self._costs, self._cells(j, bins))
+        outliers = (j.abs().clamp(min=self.edge).double() / self.edge).log2()
+        return float(costs.double().sum() + 2 * outliers.sum())  # as Exp-Golomb codes grow
+
+    def count(self, j: Tensor, bins: Tensor, x: Tensor) -> dict[str, NDArray[Any]]:
+        """Count each |j| and sum up its distance from x towards zero, (NUM_BINS, edge + 1) both."""
+        cells = self._cells(j, bins).flatten().cpu().numpy()
+        offsets = (j.sign() * (j.float() * self.unit - x)).flatten().cpu().numpy()
+        size = self._costs.numel()
+        return self._named_counts(
+            np.bincount(cells, minlength=size),
+            np.bincount(cells, offsets, minlength=size).astype(np.float64),
+        )
+
+    def _named_counts(
+        self, counts: NDArray[np.int64], offsets: NDArray[np.float64]
+    ) -> dict[str, NDArray[Any]]:
+        """The sums of all cells by name."""
+        shape = (NUM_BINS, self.edge + 1)
+        return {"counts": counts.reshape(shape), "offsets": offsets.reshape(shape)}
+
+    def _points(self, j: Tensor) -> Tensor:
+        """Points of j in 1 / LATENT_UNITS step, int32."""
+        return int(self.unit * LATENT_UNITS) * j
+
+    def _cells(self, j: Tensor, bins: Tensor) -> Tensor:
+        """Flat indices (int64) of j into arrays (NUM_BINS, edge + 1)."""
+        return bins.long() * (self.edge + 1) + j.abs().clamp(max=self.edge)
+
+    def _loss(self, j: Tensor, x: Tensor, bins: Tensor, rdo_lambda: Tensor) -> Tensor:
+        """Squared error + rdo_lambda * bits of j, the others broadcast to it."""
+        cells = self._cells(j, bins)
+        bits, shift = _look_up(self._costs, cells), _look_up(self._shifts, cells)
+        # not of whole numbers: their quotient has the default dtype, which is the caller's
+        error = j.float() * self.unit - x - (j.sign() * shift).float() / LATENT_UNITS
+        return error.square_().addcmul_(bits, rdo_lambda)
+
+    def _cell_costs(self) -> NDArray[np.float32]:
+        return self.costs.ravel()
+
+    @cached_property
+    def _costs(self) -> Tensor:
+        """Bits of every cell, float32."""
+        return torch.from_numpy(self._cell_costs())
+
+    @cached_property
+    def _shifts(self) -> Tensor:
+        """What every cell's reconstruction is moved by, int32 in 1 / LATENT_UNITS step."""
+        place = np.minimum(np.arange(self.edge + 1), self.num_centroids - 1)
+        shifts = np.zeros(self._costs.numel(), np.int32)
+        tabled = self.centroids[:, place].ravel()
+        shifts[: len(tabled)] = tabled * np.int32(LATENT_UNITS // FRACTION)
+        return torch.from_numpy(shifts)
+
+
+def _look_up(table: Tensor, cells: Tensor) -> Tensor:
+    """Entries of a flat table; quicker than `take`."""
+    return table.to(cells.device).index_select(0, cells.flatten()).view_as(cells)
+
+
+def counted(counts: Arrays | None, edge: int) -> tuple[NDArray[np.int64], Floats]:
+    """The arrays of `Tabled.count`, or zeros."""
+    if counts is None:
+        shape = (NUM_BINS, edge + 1)
+        return np.zeros(shape, np.int64), np.zeros(shape)
+    return counts["counts"], counts["offsets"]
