@@ -11,13 +11,13 @@ import torch
 
 from lvqcodec import codec
 from lvqcodec.entropy import MultiScaleProgressive
-from lvqcodec.lattices.tables import parametric_tables
 from lvqcodec.lvqfile import open_lvq
 from lvqcodec.model import CodecConfig, CodecModel
 from lvqcodec.options import EncodeOptions
 from lvqcodec.original import prepare
 from lvqcodec.picture import Picture
 from lvqcodec.stream import TileCoder
+from lvqcodec.training.fit_tables import first_tables
 from lvqcodec.training.init import initialise
 from lvqcodec.transforms import LappedTransform
 from lvqcodec.weights import pack_parts, pack_weights
@@ -95,7 +95,7 @@ def install(model, folder, name, share=None, tables=None):
     With `share` its transform goes into a file of that name.
     """
     model.entropy.freeze()
-    model.tables = tables or parametric_tables()
+    model.tables = tables or first_tables(model)
     parts = pack_parts(model) if share else [pack_weights(model)]
     files = [f"{part}.safetensors" for part in (share, name) if part]
     for file, part in zip(files, parts, strict=True):
