@@ -14,12 +14,12 @@ from lvqcodec.encoder.original import prepare
 from lvqcodec.format.lvqfile import open_lvq
 from lvqcodec.model.codec_model import CodecConfig, CodecModel
 from lvqcodec.model.entropy import MultiScaleProgressive
-from lvqcodec.model.lattices.tables import parametric_tables
 from lvqcodec.model.transforms import LappedTransform
 from lvqcodec.model.weights import pack_parts, pack_weights
 from lvqcodec.options import EncodeOptions
 from lvqcodec.pictures.picture import Picture
 from lvqcodec.stream import TileCoder
+from lvqcodec.training.fit_tables import first_tables
 from lvqcodec.training.start import initialise
 
 TINY = CodecConfig(
@@ -95,7 +95,7 @@ def install(model, folder, name, share=None, tables=None):
     With `share` its transform goes into a file of that name.
     """
     model.entropy.freeze()
-    model.tables = tables or parametric_tables()
+    model.tables = tables or first_tables(model)
     parts = pack_parts(model) if share else [pack_weights(model)]
     files = [f"{part}.safetensors" for part in (share, name) if part]
     for file, part in zip(files, parts, strict=True):

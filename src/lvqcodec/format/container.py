@@ -118,10 +118,10 @@ raster order, channel by channel, each as a signed 32-bit number, least signific
 
 The weights fix everything else, as stored in their file: the order of the parallel steps and the
 integer networks that give each latent a mean (1/64 step) and a scale (1/16 bin, rounded to one of
-64 bins, halves up) are those of `model/entropy/msp.py`; which latents form lattice vectors and in which
-order their symbols come is told in `model/quantizer.py` and in `lattices/`; rows, escapes and the words
-of the range coder in `coding/rangecoder.py`. A change to any of them that changes bits is a new
-stream version. The synthesis is floating point and may differ by 1 in a few samples between
+64 bins, halves up) are those of `model/entropy/`; which latents form lattice vectors and in which
+order their symbols come is told in `model/quantizer.py` and `model/lattices/`; rows, escapes and
+the words of the range coder in `coding/rangecoder.py`. A change to any of them that changes bits is
+a new stream version. The synthesis is floating point and may differ by 1 in a few samples between
 machines.
 
 ## Example

@@ -24,6 +24,7 @@ from lvqcodec.model.entropy.base import (
     LatentCoder,
     Plane,
 )
+from lvqcodec.model.entropy.schedule import Teacher
 from lvqcodec.model.layers import QualityTable
 from lvqcodec.model.likelihood import Logistic, bin_sigma, nearest_bin
 from lvqcodec.model.quantizer import Quantizer
@@ -162,9 +163,11 @@ class CodecModel(nn.Module):
         """Quantise pictures (B, 3, H, W), sides multiples of the stride; estimate their bits."""
         y = self.analysis(x, quality)
         grid = self.grid(*x.shape[-2:])
-        estimator = RateEstimator(self.targets(y, grid, quality), surrogate)
+        targets = self.targets(y, grid, quality)
+        estimator = RateEstimator(targets, surrogate)
+        coder = Teacher(estimator, targets) if self.entropy.taught else estimator
         with torch.autocast(x.device.type, enabled=False):
-            y_hat = self.entropy.code(estimator, *grid, quality.float())
+            y_hat = self.entropy.code(coder, *grid, quality.float())
         return RateOutput(estimator.bits, estimator.seen(y_hat))
 
     def targets(self, y: Tensor, grid: tuple[int, int], quality: Tensor) -> dict[str, Tensor]:

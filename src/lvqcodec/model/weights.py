@@ -4,7 +4,7 @@
     transform.*   float16   networks of g_a and g_s (the only floats between a file and its picture)
     log_step.*    float32   steps by quality
     entropy.*     integers  context networks; the bound of every sum is proved again on loading
-    tables.*                probability rows bit for bit, ratios, centroids
+    tables.*                probability rows bit for bit, ratios, centroids; own.*: those of priors
 The metadata hold the configuration as JSON. A model is one such file or, so that several models
 may share a transform, two: one with transform.* alone and no configuration, one with the rest.
 """
@@ -94,6 +94,8 @@ def unpack_weights(*parts: bytes) -> CodecModel:
                 raise ModelMismatch(f"{name!r} is in two of the weights files; take one model's")
             axes[axis][rest] = value
     lacking = [axis for axis in _AXES if not axes[axis]]
+    if any(name.startswith("own.") for name in axes["tables"]):
+        lacking = [axis for axis in lacking if axis != "entropy"]  # it may be these rows alone
     if lacking or config is None:
         raise ModelMismatch(
             f"the weights lack {', '.join(lacking) or 'their configuration'}; give all files that"
@@ -108,6 +110,7 @@ def unpack_weights(*parts: bytes) -> CodecModel:
         for axis, module in (("transform", model.transform), ("log_step", model.log_step)):
             module.load_state_dict({k: v.float() for k, v in axes[axis].items()}, assign=True)
         model.entropy.load_integers(axes["entropy"])
+        _check_own_rows(model.entropy.num_own_rows, tables)
     except (LookupError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelMismatch(f"the weights do not fit their configuration ({reason})") from None
@@ -115,6 +118,15 @@ def unpack_weights(*parts: bytes) -> CodecModel:
         raise ModelMismatch(str(error)) from None
     model.requires_grad_(False).eval()
     return channels_last(model)
+
+
+def _check_own_rows(needed: int, tables: CodingTables) -> None:
+    """Hold the rows of their own to those that the entropy model needs; raises ModelMismatch."""
+    found = 0 if tables.own is None else len(tables.own.sizes)
+    if found != needed:
+        raise ModelMismatch(
+            f"the weights hold {found} rows of their own, not {needed}; install them again"
+        )
 
 
 def _check_layers(config: CodecConfig) -> None:

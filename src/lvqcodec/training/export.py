@@ -10,11 +10,10 @@ import torch
 
 from lvqcodec import files
 from lvqcodec.errors import UsageError
-from lvqcodec.model.lattices.tables import parametric_tables
 from lvqcodec.model.weights import pack_parts
 from lvqcodec.training.card import card_text, earlier_entries, training_entry
 from lvqcodec.training.data import CropSampler, load_pictures
-from lvqcodec.training.fit_tables import FIT_CROP, FIT_CROPS, fit_to_crops
+from lvqcodec.training.fit_tables import FIT_CROP, FIT_CROPS, first_tables, fit_to_crops
 from lvqcodec.training.install import check_names, check_same, install
 from lvqcodec.training.loop import say
 from lvqcodec.training.polish import polish
@@ -58,7 +57,7 @@ def export(
     trainer.load(folder)
     model = trainer.average
     model.entropy.freeze()
-    model.tables = parametric_tables(model.config.lattice)
+    model.tables = first_tables(model)
     if user:
         check_same(target / f"{share}.safetensors", pack_parts(model)[0], user)
     if data:

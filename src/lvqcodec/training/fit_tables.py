@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvqcodec.model.codec_model import CodecModel, LatentQuantizer, Sink
-from lvqcodec.model.lattices.tables import CodingTables, added
+from lvqcodec.model.lattices.tables import CodingTables, added, parametric_tables
 from lvqcodec.model.quantizer import Quantizer
 
 FIT_CROPS, FIT_CROP = 202, 256
@@ -20,6 +20,11 @@ FIT_CROPS, FIT_CROP = 202, 256
 
 _ROUNDS = 5  # the choice depends on the tables and the tables on the choice
 _FULL_ROUNDS = 2  # the last ones; a quarter of the crops will do for those before
+
+
+def first_tables(model: CodecModel) -> CodingTables:
+    """Return tables for a trained model, of its densities alone: nothing has been counted yet."""
+    return replace(parametric_tables(model.config.lattice), own=model.entropy.own_rows())
 
 
 def fit_to_crops(

@@ -119,6 +119,9 @@ class EntropyModel(nn.Module, ABC):
     features: int = 0
     """Channels that `code` returns behind those of y, for the synthesis: exact integers too."""
 
+    taught: bool = False
+    """Whether `code` is given a `schedule.Teacher` in training, to take one step for all."""
+
     num_own_rows: int = 0
     """Rows of their own that the tables hold for this model."""
 
@@ -237,7 +240,10 @@ class EntropyModel(nn.Module, ABC):
         }
 
     def load_integers(self, arrays: Mapping[str, Tensor]) -> None:
-        """Undo `to_integers`, every bound proved again; ModelMismatch if anything is amiss."""
+        """Undo `to_integers`, every bound proved again; ModelMismatch if anything is amiss.
+
+        Parameters that are not stored must be gone afterwards: they never had values.
+        """
         left = dict(arrays)
         for name, layer in self.layers():
             parts = {}
