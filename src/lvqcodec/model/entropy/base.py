@@ -168,7 +168,7 @@ class EntropyModel(nn.Module, ABC):
     # --- training -------------------------------------------------------------------------------
 
     def start(self, y: Tensor, grid: tuple[int, int], steps: Tensor) -> None:
-        """Set what statistics of training latents determine; nothing here.
+        """Set what statistics of training latents determine, without gradients; nothing here.
 
         y: (B, h * w, C) in units of the transform, of a grid (h, w); steps: (nodes, C) by which y
         will be divided, at evenly spaced qualities 0..100.
