@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvqcodec.coding.tables import Floats, RowTable
+from lvqcodec.coding.rows import Floats, RowTable
 from lvqcodec.config import QUALITIES, AxisConfig, limited
-from lvqcodec.entropy.base import NUM_BINS, EntropyModel, LatentCoder
-from lvqcodec.entropy.schedule import factorized
 from lvqcodec.errors import UsageError
-from lvqcodec.layers import QualityTable
+from lvqcodec.model.entropy.base import NUM_BINS, EntropyModel, LatentCoder
+from lvqcodec.model.entropy.schedule import factorized
+from lvqcodec.model.layers import QualityTable
 
 _SCALE_NODES = 6
 _MOST_ROWS = (1 << 16) - NUM_BINS
