@@ -22,7 +22,13 @@ from PIL import Image
 from lvqcodec import catalog
 from lvqcodec.cli import main
 from lvqcodec.codec import decode, encode
-from lvqcodec.format.container import EXTRAS, SECTION_LATENTS, SECTION_TILES, read_header, unpack
+from lvqcodec.format.container import (
+    NAMED_SECTIONS,
+    SECTION_LATENTS,
+    SECTION_TILES,
+    read_header,
+    unpack,
+)
 
 FILES, DAMAGED = load_index(GOLDEN), load_index(CORPUS)
 WEIGHTS = "b45a7bb7c53a1805b619abb9c14d85e171e39ef66f7ed0acb38659e9d340d3e8"
@@ -67,7 +73,7 @@ def test_golden_files_cover_the_format():
     assert seen == {(lattice, channels) for lattice in ("z", "e8") for channels in (1, 3)}
     assert {0, 100} <= {header.quality for header in headers}
     kinds = set().union(*(unpack((GOLDEN / f"{name}.lvq").read_bytes())[1] for name in FILES))
-    assert kinds > {SECTION_LATENTS, SECTION_TILES, *EXTRAS.values()}
+    assert kinds > {SECTION_LATENTS, SECTION_TILES, *NAMED_SECTIONS.values()}
 
 
 def test_the_encoder_still_writes_them():

@@ -19,7 +19,7 @@ from lvqcodec import plugin
 from lvqcodec.codec import decode, encode
 from lvqcodec.format.container import Header, Section, pack, read_header, unpack
 from lvqcodec.pictures.picture import Picture
-from lvqcodec.pictures.sections import pack_extras
+from lvqcodec.pictures.sections import pack_sections
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_profile_of_other_colours_is_neither_saved_nor_opened(tiny, mode, spac
     old = encode(Picture.of(np.zeros((8, 8, len(mode)), np.uint8).squeeze()), model=tiny)
     header, sections = unpack(old)
     kinds = [Section(kind, payload) for kind, payload in sections.items()]
-    extras = pack_extras(Picture(np.zeros((8, 8), np.uint8), icc=icc))
+    extras = pack_sections(Picture(np.zeros((8, 8), np.uint8), icc=icc))
     with Image.open(BytesIO(pack(header, [*extras, *kinds]))) as image:
         assert image.info.get("icc_profile") == (icc if fits else None)
 

@@ -24,7 +24,7 @@ from lvqcodec.format.lvqfile import LvqFile, open_lvq
 from lvqcodec.model.loaded import LoadedModel, find_device, load_card, load_model
 from lvqcodec.options import DEFAULT_QUALITY, EncodeOptions, takes
 from lvqcodec.pictures.picture import Picture
-from lvqcodec.pictures.sections import unpack_extras
+from lvqcodec.pictures.sections import unpack_sections
 from lvqcodec.pictures.sources import PictureSource, to_picture
 from lvqcodec.progress import OnProgress, Progress
 from lvqcodec.reconstruction import decode_tiles
@@ -222,7 +222,7 @@ def decode_picture(
     need = estimate.decoding(file.header, file.tiling, shown, loaded.memory)
     admission.check(need, max_memory, file.header, remedy="allow for more (--max-memory)")
     pixels = decode_tiles(file, coder, shown, report)
-    extras = unpack_extras(file.header, file.sections)
-    if extras.get("alpha") is not None:
-        extras["alpha"] = extras["alpha"][shown]
-    return Picture(pixels, **extras)
+    beside = unpack_sections(file.header, file.sections)
+    if beside.get("alpha") is not None:
+        beside["alpha"] = beside["alpha"][shown]
+    return Picture(pixels, **beside)

@@ -61,14 +61,14 @@ class LvqImageFile(ImageFile.ImageFile):
             alpha = sections.pop(SECTION_ALPHA, None) is not None
             if sections:
                 from lvqcodec.pictures.colour import profile_misfit
-                from lvqcodec.pictures.sections import unpack_extras
+                from lvqcodec.pictures.sections import unpack_sections
                 from lvqcodec.pictures.sources import METADATA
 
-                extras = unpack_extras(header, sections)
+                beside = unpack_sections(header, sections)
                 mode = _MODES[header.channels, alpha]
-                if "icc" in extras and profile_misfit(extras["icc"], mode.removesuffix("A")):
-                    del extras["icc"]  # whatever saves the picture again would write it
-                for name, value in extras.items():
+                if "icc" in beside and profile_misfit(beside["icc"], mode.removesuffix("A")):
+                    del beside["icc"]  # whatever saves the picture again would write it
+                for name, value in beside.items():
                     self.info[METADATA[name]] = value
         except FormatError:
             alpha = False  # the file is ours, but broken: loading will say how

@@ -26,7 +26,7 @@ Put = Callable[[Window, NDArray[np.uint8]], None]
 """Takes rows and columns of pixels of the picture, and what is there."""
 
 
-class Synthesis:
+class Reconstruction:
     """Takes the latents of `tiles`, in that order, and puts the pixels of a region.
 
     region: rows and columns of pixels, by default the whole picture.
@@ -123,7 +123,7 @@ def decode_tiles(
     def put(pixels: Window, decoded: NDArray[np.uint8]) -> None:
         image[pixels.seen_from(region)] = decoded
 
-    synthesis = Synthesis(file.header, coder, file.tiling, put, region)
+    synthesis = Reconstruction(file.header, coder, file.tiling, put, region)
     for count, index in enumerate(synthesis.tiles, 1):
         read = coder.read if index < file.whole else coder.read_partial
         synthesis.add(index, read(file.tiles[index], file.tiling[index].grid))

@@ -28,7 +28,7 @@ from lvqcodec.batch import work
 from lvqcodec.batch.ledger import Ledger
 from lvqcodec.batch.local_store import LocalStore
 from lvqcodec.batch.plan import Item
-from lvqcodec.batch.records import DONE, Log, Point, Record
+from lvqcodec.batch.records import DONE, Log, Probe, Record
 from lvqcodec.batch.work import Job, Settings, Worker
 from lvqcodec.errors import LvqError, UsageError
 from lvqcodec.format import tiling
@@ -560,8 +560,8 @@ def test_a_point_that_makes_no_sense_counts_as_not_measured(tmp_path, name, valu
     point = {"source": "a.png", "quality": 50, "metric": "psnr", "bpp": 1.0, "score": 30.0}
     text = json.dumps(point | {name: value}) + "\n" + json.dumps(point) + "\n"
     store.append("points.jsonl", text.encode())
-    log = Log(store, "points.jsonl", Point, lambda point: point.source)
-    assert list(log.lines()) == [Point(**point)]
+    log = Log(store, "points.jsonl", Probe, lambda point: point.source)
+    assert list(log.lines()) == [Probe(**point)]
 
 
 def test_a_journal_of_nonsense_reaches_neither_report_nor_summary(photos, small, tiny):

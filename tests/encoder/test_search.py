@@ -16,7 +16,7 @@ from lvqcodec.codec import encode, encode_image, load_model
 from lvqcodec.config import EFFORTS
 from lvqcodec.encoder import refine
 from lvqcodec.encoder import search as searching
-from lvqcodec.encoder.search import PLAIN, ROUNDS, encode_plan, search
+from lvqcodec.encoder.search import PLAIN, ROUNDS, encode_refinement, search
 from lvqcodec.errors import UsageError
 from lvqcodec.format.container import read_header
 from lvqcodec.format.lvqfile import open_lvq
@@ -51,7 +51,7 @@ def test_the_search_finds_smaller_or_better_files(loaded, photograph):
     source = prepared(photograph(96, 120), loaded, quality=60)
     losses = [search(source, level).loss for level in (0, 1, 4, 6)]
     assert losses[1] <= losses[0] and losses[2] < losses[0] and losses[3] < losses[0]
-    bpp = 8 * len(encode_plan(source, PLAIN).data) / (96 * 120)
+    bpp = 8 * len(encode_refinement(source, PLAIN).data) / (96 * 120)
     assert losses[0] - losses[3] > 0.02 * bpp
 
 
@@ -113,7 +113,7 @@ def test_large_tiles_are_searched_in_parts(loaded, photograph, monkeypatch):
 def test_the_search_ends_with_its_time(loaded, photograph):
     picture = photograph(160, 200)
     source = prepared(picture, loaded, quality=60)
-    first = encode_plan(source, PLAIN)
+    first = encode_refinement(source, PLAIN)
     late = search(source, EFFORTS[-1], deadline=time.monotonic())
     assert late.data == first.data
     start = time.monotonic()

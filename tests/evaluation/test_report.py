@@ -15,7 +15,15 @@ import pytest
 from PIL import Image
 
 from lvqcodec.errors import UsageError
-from lvqcodec.evaluation.report import BdRate, Memory, Point, Ranking, Report, ms_ssim_db, rd_curves
+from lvqcodec.evaluation.report import (
+    BdRate,
+    EvaluationReport,
+    Memory,
+    Point,
+    Ranking,
+    ms_ssim_db,
+    rd_curves,
+)
 
 CARD = Path(__file__).parents[2] / "bench" / "card.py"
 
@@ -37,11 +45,11 @@ def point(curve: str, quality: int, ms_ssim: float | None = None, **changes: Any
     return replace(made, **changes)
 
 
-def report(ours: list[str], peers: list[str], ms_ssim: float | None = None) -> Report:
+def report(ours: list[str], peers: list[str], ms_ssim: float | None = None) -> EvaluationReport:
     curves = {name: {"model": name.split()[0], "lattice": "z"} for name in ours}
     curves |= {name: {"format": "X", "settings": {}, "qualities": [10, 90]} for name in peers}
     names = [*curves, "anchor"]
-    return Report(
+    return EvaluationReport(
         command="lvq eval here/pictures",
         machine={"gpu": None, "processor": "abacus", "threads": 2},
         curves=curves,

@@ -17,7 +17,7 @@ from lvqcodec.batch.work import Job, Settings, Worker
 from lvqcodec.cli import main
 from lvqcodec.errors import FormatError, StreamError, UnsupportedImage
 from lvqcodec.format import container, lvqfile
-from lvqcodec.format.container import EXTRAS, unpack
+from lvqcodec.format.container import NAMED_SECTIONS, unpack
 from lvqcodec.format.lvqfile import open_lvq
 from lvqcodec.pictures.picture import Picture
 
@@ -39,7 +39,7 @@ def test_what_a_file_says(tmp_path, data):
         header, sections = unpack(data)
         assert (file.header, file.sections, file.size) == (header, sections, len(data))
         assert len(file.tiles) == len(file.tiling) == file.whole == 12
-        assert file.received == 1 and file.sections[EXTRAS["xmp"]]
+        assert file.received == 1 and file.sections[NAMED_SECTIONS["xmp"]]
         assert file.region((3, 4, 5, 6)).grid == (6, 5) and file.region().grid == (90, 120)
     for end in range(len(data)):
         with pytest.raises(FormatError):
@@ -129,7 +129,7 @@ def test_what_is_beside_the_picture_is_packed_once(tiny, photograph, monkeypatch
     data = codec.encode(Picture(photograph(32, 32), alpha, xmp=b"<x/>"), model=tiny)
     assert packed == [1]
     monkeypatch.undo()
-    assert set(unpack(data)[1]) == {EXTRAS["alpha"], EXTRAS["xmp"], 1}
+    assert set(unpack(data)[1]) == {NAMED_SECTIONS["alpha"], NAMED_SECTIONS["xmp"], 1}
 
 
 # what the encoder starts from
@@ -144,6 +144,6 @@ def test_a_picture_is_prepared_once_for_all_qualities(models_folder, photograph,
     assert seen == [1]
     original = prepared(picture, loaded, quality=20)
     again = original.at(70)
-    assert again.tiling is original.tiling and again.extras is original.extras
+    assert again.tiling is original.tiling and again.extras is original.sections
     plain = codec.encode(picture, model=loaded, quality=70)
     assert again.assemble([source.write().payload for source in again.sources()]) == plain

@@ -29,7 +29,7 @@ from lvqcodec.format.geometry import Window
 from lvqcodec.format.tiling import Tiling
 from lvqcodec.model.transforms.lapped import LappedTransform
 from lvqcodec.pictures import load, save
-from lvqcodec.reconstruction import Synthesis
+from lvqcodec.reconstruction import Reconstruction
 from lvqcodec.resources import admission, available, estimate
 
 SIDE = 32  # pixels: four positions, about as far as the networks of "tiny" see
@@ -460,14 +460,14 @@ def test_the_synthesis_of_small_tiles_costs_no_more_than_that_of_larger_ones(
     """Window by window of one tile each, the margins of 32 x 32 pixels were 20 times the tiles."""
     data = encode(photograph(600, 800, channels=1), model=loaded, tile=32, quality=10)
     looked_at = []
-    show = Synthesis._show
+    show = Reconstruction._show
 
     def watched(synthesis, window):
         height, width = window.grown(synthesis._reach, synthesis._tiling.size).grid
         looked_at.append(height * width * synthesis._tiling.stride**2)
         show(synthesis, window)
 
-    monkeypatch.setattr(Synthesis, "_show", watched)
+    monkeypatch.setattr(Reconstruction, "_show", watched)
     picture = decode(data, region=region)
     assert sum(looked_at) < 2.5 * picture.size + 64 * 64
     whole = decode(data)

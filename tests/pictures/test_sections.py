@@ -15,8 +15,8 @@ from PIL import Image
 from lvqcodec.codec import decode, decode_picture, encode
 from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
 from lvqcodec.format.container import (
-    EXTRAS,
     MAX_METADATA_BYTES,
+    NAMED_SECTIONS,
     SECTION_ALPHA,
     SECTION_LATENTS,
     Header,
@@ -26,7 +26,7 @@ from lvqcodec.format.container import (
     unpack,
 )
 from lvqcodec.pictures.picture import Picture, turn, turn_back
-from lvqcodec.pictures.sections import pack_extras, unpack_extras
+from lvqcodec.pictures.sections import pack_sections, unpack_sections
 
 HEIGHT, WIDTH = 24, 40
 HEADER = Header(WIDTH, HEIGHT, 3, 50, "e8", bytes(4))
@@ -39,14 +39,14 @@ METADATA = {"icc": b"profile" * 50, "exif": b"II*\0", "xmp": b"<x/>" * 9}
 def packed(alpha, quality=100):
     """The payload of an alpha."""
     pixels = np.zeros((*alpha.shape, 3), np.uint8)
-    (section,) = pack_extras(Picture(pixels, alpha), quality)
+    (section,) = pack_sections(Picture(pixels, alpha), quality)
     assert section.kind == SECTION_ALPHA
     return section.payload
 
 
 def unpacked(payload, width=WIDTH, height=HEIGHT):
     header = Header(width, height, 3, 50, "e8", bytes(4))
-    return unpack_extras(header, {SECTION_ALPHA: payload})["alpha"]
+    return unpack_sections(header, {SECTION_ALPHA: payload})["alpha"]
 
 
 def as_png(alpha):
@@ -73,7 +73,7 @@ def as_avif(alpha):
 )
 def test_any_alpha_comes_back(alpha):
     if alpha.min() == 255:
-        assert pack_extras(Picture(np.zeros((*alpha.shape, 3), np.uint8), alpha)) == []
+        assert pack_sections(Picture(np.zeros((*alpha.shape, 3), np.uint8), alpha)) == []
     else:
         height, width = alpha.shape
         assert np.array_equal(unpacked(packed(alpha), width, height), alpha)
@@ -81,8 +81,8 @@ def test_any_alpha_comes_back(alpha):
 
 @given(st.binary(max_size=500), st.sampled_from(["icc", "exif", "xmp"]))
 def test_any_metadata_comes_back(data, name):
-    sections = pack_extras(Picture(PIXELS, **{name: data}))
-    found = unpack_extras(HEADER, {section.kind: section.payload for section in sections})
+    sections = pack_sections(Picture(PIXELS, **{name: data}))
+    found = unpack_sections(HEADER, {section.kind: section.payload for section in sections})
     assert found == ({name: data} if data else {})
     assert all(len(section.payload) <= len(data) + 1 for section in sections)
 
@@ -90,7 +90,7 @@ def test_any_metadata_comes_back(data, name):
 def test_constant_alpha_takes_two_bytes_and_opaque_none():
     assert packed(np.full((HEIGHT, WIDTH), 7, np.uint8)) == b"\0\7"
     assert np.array_equal(unpacked(b"\0\7"), np.full((HEIGHT, WIDTH), 7))
-    assert pack_extras(Picture(PIXELS, np.full((HEIGHT, WIDTH), 255, np.uint8))) == []
+    assert pack_sections(Picture(PIXELS, np.full((HEIGHT, WIDTH), 255, np.uint8))) == []
 
 
 def test_the_codings_that_files_may_have():
@@ -113,15 +113,15 @@ def test_less_alpha_quality_is_fewer_bytes_and_little_error():
 
 def test_metadata_is_squeezed_only_where_that_helps():
     sections = {
-        section.kind: section.payload for section in pack_extras(Picture(PIXELS, **METADATA))
+        section.kind: section.payload for section in pack_sections(Picture(PIXELS, **METADATA))
     }
-    assert sections[EXTRAS["exif"]] == b"\0II*\0"
-    assert sections[EXTRAS["icc"]] == b"\1" + zlib.compress(METADATA["icc"], 9)
+    assert sections[NAMED_SECTIONS["exif"]] == b"\0II*\0"
+    assert sections[NAMED_SECTIONS["icc"]] == b"\1" + zlib.compress(METADATA["icc"], 9)
 
 
 def test_metadata_of_any_size_is_not_taken():
     with pytest.raises(UnsupportedImage, match=r"EXIF are more than 16777216; .*--strip"):
-        pack_extras(Picture(PIXELS, exif=bytes(MAX_METADATA_BYTES + 1)))
+        pack_sections(Picture(PIXELS, exif=bytes(MAX_METADATA_BYTES + 1)))
 
 
 # damage
@@ -162,14 +162,14 @@ def test_faults_of_alpha(payload, message):
 )
 def test_faults_of_metadata(payload, message):
     with pytest.raises(FormatError, match=message):
-        unpack_extras(HEADER, {EXTRAS["xmp"]: payload})
+        unpack_sections(HEADER, {NAMED_SECTIONS["xmp"]: payload})
 
 
 def test_a_bomb_is_not_unpacked():
     bomb = b"\1" + zlib.compress(bytes(300_000_000), 9)
     tracemalloc.start()
     with pytest.raises(FormatError):
-        unpack_extras(HEADER, {EXTRAS["exif"]: bomb})
+        unpack_sections(HEADER, {NAMED_SECTIONS["exif"]: bomb})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * MAX_METADATA_BYTES
@@ -215,8 +215,10 @@ def test_a_picture_comes_back_whole(tiny, picture):
     plain = encode(picture.pixels, model=tiny)
     assert np.array_equal(back.pixels, decode(plain))
     header, sections = unpack(data)
-    assert list(sections) == [*EXTRAS.values(), SECTION_LATENTS]  # the latents last
-    assert len(data) == len(plain) + sum(section_bytes(section) for section in pack_extras(picture))
+    assert list(sections) == [*NAMED_SECTIONS.values(), SECTION_LATENTS]  # the latents last
+    assert len(data) == len(plain) + sum(
+        section_bytes(section) for section in pack_sections(picture)
+    )
     assert pack(header, [Section(SECTION_LATENTS, sections[SECTION_LATENTS])]) == plain
 
 
@@ -248,13 +250,13 @@ def test_every_truncation_and_bit_is_refused(tiny, picture):
 @pytest.mark.parametrize("spare", [150, 250, 400])
 def test_a_size_is_kept_with_all_that_is_in_the_file(tiny, photograph, spare, effort):
     picture = Picture(photograph(96, 128), np.tile(RAMP, (4, 4))[:, :128], **METADATA)
-    beside = sum(section_bytes(section) for section in pack_extras(picture))
+    beside = sum(section_bytes(section) for section in pack_sections(picture))
     data = encode(picture, model=tiny, target_bytes=beside + spare, effort=effort)
     assert beside + spare / 2 < len(data) <= beside + spare
 
 
 def test_a_size_that_alpha_and_metadata_leave_no_room_in(tiny, picture):
-    beside = sum(section_bytes(section) for section in pack_extras(picture))
+    beside = sum(section_bytes(section) for section in pack_sections(picture))
     with pytest.raises(UsageError, match=rf"alone take {beside} of {beside} bytes; .*--strip"):
         encode(picture, model=tiny, target_bytes=beside)
     with pytest.raises(UsageError, match=rf"beside {beside} bytes .* not fit into 9 bytes"):

@@ -562,7 +562,7 @@ def test_crops_of_one_quality_are_coded_together(new_model, photograph):
         quantizer = Quantizer(lattice, model.tables)
         found = []
         for parts in ((crops,), (crops[:1], crops[1:])):
-            tally = fitting._Tally(quantizer)
+            tally = fitting._Choices(quantizer)
             latents = [
                 fitting.quantise(model, fitting.analyse(model, part, 70), quantizer, tally)
                 for part in parts

@@ -76,7 +76,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Point:
+class Probe:
     """What a picture takes (bits a pixel) and is worth (`score`, more is better) at a quality.
 
     `error` says why it is not known. The digests are as in `Record`; the metric is named.
@@ -92,7 +92,7 @@ class Point:
     settings_sha256: str | None = None
 
 
-Line = TypeVar("Line", Record, Point)
+Line = TypeVar("Line", Record, Probe)
 
 
 class Log(Generic[Line]):

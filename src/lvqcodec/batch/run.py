@@ -26,7 +26,7 @@ from lvqcodec.batch.records import (
     KEPT,
     SKIPPED,
     Log,
-    Point,
+    Probe,
     Record,
 )
 from lvqcodec.batch.store import Store
@@ -241,7 +241,7 @@ class _Batch:
                 self._note(refusal(item, error))
         if not by_name:
             return []
-        log = Log(self._destination, "points.jsonl", Point, _point_key)
+        log = Log(self._destination, "points.jsonl", Probe, _point_key)
 
         def measure(wanted: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Measured]:
             calls = []
@@ -253,7 +253,7 @@ class _Batch:
             for index, point in self._work("probe", calls, "measuring"):
                 item, quality, _, known = calls[index]
                 if isinstance(point, WorkerDied):
-                    point = Point(item.source, quality, budget.metric, error=str(point))
+                    point = Probe(item.source, quality, budget.metric, error=str(point))
                 if point.error is not None:
                     self._note(Record(item.source, item.output, FAILED, error=point.error))
                     continue
@@ -305,5 +305,5 @@ class _Interrupted(Exception):
     """In the middle of measuring."""
 
 
-def _point_key(point: Point) -> tuple[object, ...]:
+def _point_key(point: Probe) -> tuple[object, ...]:
     return point.source, point.quality, point.metric, point.settings_sha256

@@ -19,7 +19,7 @@ import torch
 from lvqcodec import __version__, codec, metrics
 from lvqcodec.batch.ledger import Ledger
 from lvqcodec.batch.plan import Item
-from lvqcodec.batch.records import DONE, FAILED, KEPT, SKIPPED, TO_CODE, Point, Record
+from lvqcodec.batch.records import DONE, FAILED, KEPT, SKIPPED, TO_CODE, Probe, Record
 from lvqcodec.batch.room import Room
 from lvqcodec.batch.store import Store
 from lvqcodec.batch.stores import open_store
@@ -145,14 +145,14 @@ class Worker:
         except Exception as error:  # one bad file, whatever is wrong with it, must not end the rest
             return refusal(item, error)
 
-    def probe(self, item: Item, quality: int, metric: str, known: Point | None) -> Point | None:
+    def probe(self, item: Item, quality: int, metric: str, known: Probe | None) -> Probe | None:
         """Measure a picture at a quality unless `known` says it; None if stopped before."""
         try:
             return self._probe(item, quality, metric, known)
         except _Stopped:
             return None
         except Exception as error:
-            return Point(item.source, quality, metric, error=_explain(error))
+            return Probe(item.source, quality, metric, error=_explain(error))
 
     def _code(self, item: Item) -> Record:
         known = self._ledger.find(item.output)
@@ -210,7 +210,7 @@ class Worker:
                 psnr = metrics.psnr(picture.pixels, back.pixels)
             return picture, found.data, psnr, time.perf_counter() - start
 
-    def _probe(self, item: Item, quality: int, metric: str, known: Point | None) -> Point:
+    def _probe(self, item: Item, quality: int, metric: str, known: Probe | None) -> Probe:
         data, _ = self._source.read(item.source)
         sha256 = _sha256(data)
         if known is not None and known.source_sha256 == sha256:
@@ -231,7 +231,7 @@ class Worker:
                 f"{width}x{height} is too small for MS-SSIM, which takes "
                 f"{metrics.MS_SSIM_MIN_SIDE} pixels a side: exclude it or use PSNR"
             )
-        return Point(
+        return Probe(
             item.source,
             quality,
             metric,

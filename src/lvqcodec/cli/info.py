@@ -14,7 +14,7 @@ from lvqcodec.cli.app import complain, explain
 from lvqcodec.cli.common import size_facts
 from lvqcodec.cli.io import display_name, read_file
 from lvqcodec.errors import LvqError, ModelNotFound
-from lvqcodec.format.container import EXTRAS
+from lvqcodec.format.container import NAMED_SECTIONS
 from lvqcodec.format.lvqfile import open_lvq
 from lvqcodec.resources import admission, estimate
 
@@ -63,7 +63,7 @@ def _facts(path: str) -> dict[str, Any]:
         "model": model,
         "digest": header.model.hex(),
         "stream_version": header.stream_version,
-        **{name: len(file.sections.get(kind, b"")) for name, kind in EXTRAS.items()},
+        **{name: len(file.sections.get(kind, b"")) for name, kind in NAMED_SECTIONS.items()},
         "tiles": len(file.tiling),
         "decode_memory": estimate.decoding(header, file.tiling, file.region(), memory),
     }
@@ -79,7 +79,7 @@ def _facts_line(facts: dict[str, Any]) -> str:
             f"lattice {facts['lattice']}",
             f"model {facts['model'] or 'not installed'} ({facts['digest']})",
             f"stream version {facts['stream_version']}",
-            *(f"{_NAMES[name]} {facts[name]:,} bytes" for name in EXTRAS if facts[name]),
+            *(f"{_NAMES[name]} {facts[name]:,} bytes" for name in NAMED_SECTIONS if facts[name]),
             *([f"{facts['tiles']} tiles"] if facts["tiles"] > 1 else []),
             f"decodes in {admission.spell(facts['decode_memory'])}",
         ]

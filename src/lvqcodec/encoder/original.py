@@ -22,7 +22,7 @@ from lvqcodec.metrics import MS_SSIM_MIN_SIDE
 from lvqcodec.model.loaded import LoadedModel
 from lvqcodec.options import EncodeOptions
 from lvqcodec.pictures.picture import Picture
-from lvqcodec.pictures.sections import pack_extras
+from lvqcodec.pictures.sections import pack_sections
 from lvqcodec.stream import Tile, TileCoder
 
 
@@ -30,15 +30,15 @@ from lvqcodec.stream import Tile, TileCoder
 class Original:
     """Samples at a quality, uint8 (H, W, 3) or (H, W), ready to be coded tile by tile.
 
-    extras: the sections of alpha and metadata; tune: one of `config.TUNES`, what the file is to be
-    good for.
+    sections: those of alpha and metadata; tune: one of `config.TUNES`, what the file is to be good
+    for.
     """
 
     image: NDArray[np.uint8]
     header: Header
     tiling: Tiling
     loaded: LoadedModel
-    extras: Sequence[Section] = ()
+    sections: Sequence[Section] = ()
     tune: str = "psnr"
 
     def at(self, quality: int) -> Original:
@@ -68,7 +68,7 @@ class Original:
 
     def assemble(self, payloads: Sequence[bytes]) -> bytes:
         """Return the file of tiles in raster order, with all that belongs into it."""
-        return pack(self.header, [*self.extras, tiling.to_section(self.tiling, payloads)])
+        return pack(self.header, [*self.sections, tiling.to_section(self.tiling, payloads)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +122,8 @@ def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Or
             f"MS-SSIM takes pictures and tiles of at least {MS_SSIM_MIN_SIDE} x {MS_SSIM_MIN_SIDE}"
             f" pixels, not {width} x {height}: tune for psnr"
         )
-    extras = pack_extras(picture, options.alpha_quality)
-    return Original(picture.pixels, header, tiles, loaded, extras, options.tune)
+    sections = pack_sections(picture, options.alpha_quality)
+    return Original(picture.pixels, header, tiles, loaded, sections, options.tune)
 
 
 def _quality(options: EncodeOptions, there: range) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lvqcodec.encoder.original import Original
-from lvqcodec.encoder.search import PLAIN, Candidate, Plan, encode_plan, search
+from lvqcodec.encoder.search import PLAIN, Candidate, Refinement, encode_refinement, search
 from lvqcodec.errors import UsageError
 from lvqcodec.format.container import section_bytes
 from lvqcodec.options import EncodeOptions
@@ -52,7 +52,7 @@ class Goal:
             pixels = original.header.width * original.header.height
             limit = max(int(options.target_bpp * pixels / 8), 1)
         assert limit is not None
-        beside = sum(map(section_bytes, original.extras))
+        beside = sum(map(section_bytes, original.sections))
         if beside >= limit:
             raise UsageError(
                 f"alpha and metadata alone take {beside} of {limit:.0f} bytes; allow for more, "
@@ -128,7 +128,7 @@ def reach(
 
     def encode(setting: float) -> Candidate:
         quality = quality_of(setting)
-        return encode_plan(at(quality), _eased(PLAIN, setting, quality))
+        return encode_refinement(at(quality), _eased(PLAIN, setting, quality))
 
     start = time.monotonic()
     first, ends = float(original.header.quality), (low - BELOW, high + ABOVE)
@@ -147,7 +147,7 @@ def reach(
         return Found(best, len(tried) + 2)
 
     def encode_refined(setting: float) -> Candidate:
-        return encode_plan(base, _eased(refined, setting, base.header.quality))
+        return encode_refinement(base, _eased(refined, setting, base.header.quality))
 
     bounds = setting - 3, setting + 3
     _, more = _close_in(goal, encode_refined, setting, bounds, deadline, must_fit=False)
@@ -157,7 +157,7 @@ def reach(
     return Found(best, len(tried) + 2 + len(more))
 
 
-def _eased(plan: Plan, setting: float, quality: int) -> Plan:
+def _eased(plan: Refinement, setting: float, quality: int) -> Refinement:
     """The plan of a quality with bits as cheap as the setting has them."""
     return replace(plan, ease=FINER ** (setting - quality))
 

@@ -36,7 +36,7 @@ from lvqcodec.encoder.refine import (
 from lvqcodec.format.geometry import Window
 from lvqcodec.model.quantizer import RDO_LAMBDA
 from lvqcodec.progress import OnProgress, Progress
-from lvqcodec.reconstruction import Synthesis
+from lvqcodec.reconstruction import Reconstruction
 from lvqcodec.stream import Tile
 
 ROUNDS = (0, 1, 1, 2, 4, 8, 16, 32, 64, 96)
@@ -52,7 +52,7 @@ PART = 768
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Refinement:
     """What to write.
 
     moves: for every tile how far its target (1, h * w, C) is from what the analysis gives, None:
@@ -76,7 +76,7 @@ class Plan:
         return source.write(target, rdo_lambda)
 
 
-PLAIN = Plan()
+PLAIN = Refinement()
 """The plan of effort 0."""
 
 
@@ -87,7 +87,7 @@ class Candidate:
     y_hat: its latents (1, h * w, C) if it is one tile, else None: they would take much memory.
     """
 
-    plan: Plan
+    plan: Refinement
     data: bytes
     y_hat: Tensor | None
     mse: float
@@ -99,7 +99,7 @@ class Candidate:
         return metrics.psnr_of_mse(self.mse)
 
 
-def encode_plan(original: Original, plan: Plan) -> Candidate:
+def encode_refinement(original: Original, plan: Refinement) -> Candidate:
     """Write a plan and weigh the file: the bytes as they are, the picture as it decodes."""
     header, squared, distorted, payloads = original.header, 0, 0.0, []
 
@@ -115,7 +115,7 @@ def encode_plan(original: Original, plan: Plan) -> Candidate:
             assert similarity is not None  # `original.prepare` has seen to the sizes
             distorted += (1 - similarity) * image.size / original.image.size
 
-    synthesis = Synthesis(header, original.coder, original.tiling, weigh)
+    synthesis = Reconstruction(header, original.coder, original.tiling, weigh)
     for source in original.sources():
         tile = plan.write(source)
         payloads.append(tile.payload)
@@ -145,7 +145,7 @@ def search(
 ) -> Candidate:
     """Return the best file that an effort of EFFORTS finds before `deadline` (time.monotonic)."""
     start = time.monotonic()
-    first = encode_plan(original, PLAIN)
+    first = encode_refinement(original, PLAIN)
     if effort == 0:
         return first
     last_call = deadline - 1.2 * (time.monotonic() - start)  # the time that a file takes
@@ -154,7 +154,7 @@ def search(
     # of what inference made, autograd takes only copies
     with torch.inference_mode(False), torch.enable_grad():
         refined = _Refinery(original, effort, last_call, on_progress).run(first.y_hat)
-    return min(first, encode_plan(original, refined), key=lambda candidate: candidate.loss)
+    return min(first, encode_refinement(original, refined), key=lambda candidate: candidate.loss)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _Refinery:
         self._on_progress = on_progress
         self._parts = _cut_into_parts(original)
 
-    def run(self, y_hat: Tensor | None) -> Plan:
+    def run(self, y_hat: Tensor | None) -> Refinement:
         """Return what to write, given the latents of effort 0 if they are at hand."""
         single = len(self._parts) == 1
         # for the move of effort 1, or the curvature
@@ -200,7 +200,7 @@ class _Refinery:
             move, rdo_lambda = found if single else (half.half() for half in found)
             moves.append(move)
             lambdas.append(rdo_lambda)
-        return Plan(moves, lambdas)
+        return Refinement(moves, lambdas)
 
     def _search_tile(self, source: Source, y_hat: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the target (1, h * w, C) found for a tile, and its curvature (1 or h * w, C).

@@ -39,10 +39,10 @@ from lvqcodec.evaluation.report import (
     Anchors,
     BdRate,
     Curve,
+    EvaluationReport,
     Memory,
     Point,
     Ranking,
-    Report,
     anchor_curves,
     ms_ssim_db,
     rd_curves,
@@ -124,7 +124,7 @@ def evaluate(
     codecs: str | None = None,
     memory: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
-) -> Report:
+) -> EvaluationReport:
     """Code every picture of `folder` at every quality (0..100); report rate, distortion and time.
 
     `model` and `lattice` may name several ("z,e8"): one curve for each model on each lattice, with
@@ -179,7 +179,7 @@ def evaluate(
     }
     options = ((f"--{key}", str(value)) for key, value in settings.items() if value is not None)
     flags = ["--memory"] if memory else []
-    return Report(
+    return EvaluationReport(
         command=shlex.join(["lvq", "eval", str(folder), *chain(*options), *flags]),
         machine=_machine(device),
         curves={coder.name: coder.facts() for coder in coders},

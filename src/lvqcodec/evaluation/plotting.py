@@ -12,7 +12,7 @@ from typing import Any
 
 from lvqcodec import files, metrics
 from lvqcodec.errors import UsageError
-from lvqcodec.evaluation.report import Curve, Report, anchor_curves, rd_curves
+from lvqcodec.evaluation.report import Curve, EvaluationReport, anchor_curves, rd_curves
 
 MEASURES = {"psnr": "PSNR [dB]", "ms-ssim": "MS-SSIM [dB], -10 log10(1 - MS-SSIM)"}
 OURS = ("crimson", "darkorange", "deeppink", "saddlebrown", "gold", "darkmagenta")
@@ -29,7 +29,7 @@ def new_figure(path: str | os.PathLike[str]) -> Any:
     return figure
 
 
-def draw(report: Report, path: str | os.PathLike[str], measure: str = "psnr") -> None:
+def draw(report: EvaluationReport, path: str | os.PathLike[str], measure: str = "psnr") -> None:
     """Write "psnr" or "ms-ssim" over bpp (log axis): ours thick, peers medium, anchors thin.
 
     The legend has the BD-rate of the first curve over each other one. Raises UsageError for a kind

@@ -95,7 +95,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """An evaluation and its settings.
 
     `curves` says what was measured for each: {"model", "lattice"} of ours, or {"format",

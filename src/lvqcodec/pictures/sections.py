@@ -20,7 +20,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from lvqcodec.errors import FormatError, UnsupportedImage
-from lvqcodec.format.container import EXTRAS, MAX_METADATA_BYTES, SECTION_ALPHA, Header, Section
+from lvqcodec.format.container import (
+    MAX_METADATA_BYTES,
+    NAMED_SECTIONS,
+    SECTION_ALPHA,
+    Header,
+    Section,
+)
 from lvqcodec.options import LOSSLESS
 from lvqcodec.pictures.picture import Picture
 
@@ -32,11 +38,11 @@ _VP8L_SIGNATURE = 0x2F
 _RIFF = struct.Struct("<4sI4s4sI")
 _PNG_HEAD = struct.Struct(">8sI4sIIBB")
 _PNG_START = b"\x89PNG\r\n\x1a\n", 13, b"IHDR"
-_METADATA = tuple(name for name, kind in EXTRAS.items() if kind != SECTION_ALPHA)
+_METADATA = tuple(name for name, kind in NAMED_SECTIONS.items() if kind != SECTION_ALPHA)
 _AGAIN = "fetch the file again"
 
 
-def pack_extras(picture: Picture, alpha_quality: int = LOSSLESS) -> list[Section]:
+def pack_sections(picture: Picture, alpha_quality: int = LOSSLESS) -> list[Section]:
     """Return the sections of all that a picture has beside its pixels; none for an opaque alpha.
 
     alpha_quality: 0 (smallest) .. 100 (lossless). Raises UnsupportedImage for metadata larger than
@@ -52,23 +58,23 @@ def pack_extras(picture: Picture, alpha_quality: int = LOSSLESS) -> list[Section
                     f"{len(data)} bytes of {name.upper()} are more than {MAX_METADATA_BYTES}; "
                     "leave metadata out with --strip"
                 )
-            sections.append(Section(EXTRAS[name], _pack_metadata(data)))
+            sections.append(Section(NAMED_SECTIONS[name], _pack_metadata(data)))
     return sections
 
 
-def unpack_extras(header: Header, sections: dict[int, bytes]) -> dict[str, Any]:
+def unpack_sections(header: Header, sections: dict[int, bytes]) -> dict[str, Any]:
     """Return what `container.unpack` found beside the pixels: arguments of a Picture.
 
     Raises FormatError for payloads that are damaged or of another size than the header says.
     """
-    extras: dict[str, Any] = {
-        name: _unpack_metadata(name, sections[EXTRAS[name]])
+    found: dict[str, Any] = {
+        name: _unpack_metadata(name, sections[NAMED_SECTIONS[name]])
         for name in _METADATA
-        if EXTRAS[name] in sections
+        if NAMED_SECTIONS[name] in sections
     }
     if SECTION_ALPHA in sections:
-        extras["alpha"] = _unpack_alpha(sections[SECTION_ALPHA], header.width, header.height)
-    return extras
+        found["alpha"] = _unpack_alpha(sections[SECTION_ALPHA], header.width, header.height)
+    return found
 
 
 def _pack_alpha(alpha: NDArray[np.uint8], quality: int) -> bytes:

@@ -56,7 +56,7 @@ def _fit(
     Z chooses, which sees every bin of it.
     """
     assert model.tables is not None
-    tallies = {name: _Tally(Quantizer(name, model.tables)) for name in names}
+    tallies = {name: _Choices(Quantizer(name, model.tables)) for name in names}
     for tally in tallies.values():
         for batch in batches:
             quantise(model, batch, tally.quantizer, tally)
@@ -101,7 +101,7 @@ def quantise(model: CodecModel, batch: Batch, quantizer: Quantizer, sink: Sink) 
     return model.entropy.code(coder, *batch.grid, at)
 
 
-class _Tally:
+class _Choices:
     """A sink that adds up what a quantizer chooses, and its cost."""
 
     def __init__(self, quantizer: Quantizer) -> None:

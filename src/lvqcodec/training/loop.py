@@ -24,8 +24,8 @@ from lvqcodec.training.recipe import RECIPE, Recipe
 from lvqcodec.training.trainer import Trainer
 from lvqcodec.training.validate import QUALITIES, validate
 
-Record = dict[str, Any]
-Report = Callable[[float, str, str], None]
+LogEntry = dict[str, Any]
+OnTraining = Callable[[float, str, str], None]
 """Is told the share that is done, 0 to 1, what is at work, and how it goes."""
 
 _STATE_BYTES = 4 * 4  # of a parameter in a checkpoint: itself, its average, two of the optimiser
@@ -42,9 +42,9 @@ def train(
     validation: str | Path | None = None,
     log_seconds: float = 20,
     save_seconds: float = 120,
-    report: Report | None = None,
+    report: OnTraining | None = None,
     started: float | None = None,
-) -> Record:
+) -> LogEntry:
     """Train a recipe for at most `minutes`, all included, and leave a checkpoint in `out`.
 
     They count from `started` (of time.monotonic), by default from now. 0 minutes leave what
@@ -104,7 +104,7 @@ def train(
                     _log(folder, points, silent=report is not None)
             if ranks.first:
                 trainer.save(folder)
-        summary: Record = {
+        summary: LogEntry = {
             "steps": trainer.total_steps,
             "minutes": round(trainer.seconds / 60, 1),
             "finished": trainer.stage is None,
@@ -158,7 +158,7 @@ class _Clock:
         return min(self.seconds / self._length, 1.0) if self._length else 1.0
 
 
-def _loading(clock: _Clock, report: Report | None) -> Callable[[int, int], None]:
+def _loading(clock: _Clock, report: OnTraining | None) -> Callable[[int, int], None]:
     def tell(done: int, total: int) -> None:
         if report is not None:
             report(clock.share, f"loading picture {done} of {total}", "")
@@ -180,8 +180,8 @@ def _run(
     sampler: CropSampler,
     clock: _Clock,
     log_seconds: float,
-    report: Report | None,
-) -> Iterator[Record]:
+    report: OnTraining | None,
+) -> Iterator[LogEntry]:
     """Train until the recipe or the time ends; yield records. What is done with them is not timed.
 
     All processes stop after the same step: the clock of the first one decides.
@@ -204,7 +204,7 @@ def _run(
         trainer.meter.add_time(stage.batch, seconds)
         if due:
             minutes = round(trainer.seconds / 60, 2)
-            record: Record = {"stage": stage.name, "step": trainer.stage_step, "of": stage.steps,
+            record: LogEntry = {"stage": stage.name, "step": trainer.stage_step, "of": stage.steps,
                               "minutes": minutes, **trainer.meter.read()}  # fmt: skip
             if ended:
                 trainer.stage_index += 1
@@ -221,7 +221,7 @@ def _validations(trainer: Trainer) -> int:
     return int(trainer.seconds / every) if every else 0
 
 
-def _points(trainer: Trainer, pictures: Sequence[np.ndarray]) -> Record:
+def _points(trainer: Trainer, pictures: Sequence[np.ndarray]) -> LogEntry:
     return {"validation": validate(trainer.average, pictures, tune=trainer.recipe.tune)}
 
 
@@ -231,7 +231,7 @@ def _share(trainer: Trainer, clock: _Clock) -> float:
     return max(trainer.total_steps / steps, clock.share)
 
 
-def _log(folder: Path, record: Record, *, silent: bool) -> None:
+def _log(folder: Path, record: LogEntry, *, silent: bool) -> None:
     text = json.dumps(record)
     if not silent:
         say(text)
