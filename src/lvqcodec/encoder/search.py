@@ -267,8 +267,9 @@ def objective_of(source: Source, window: Window, y_hat: Tensor) -> Objective:
     if original.tune == "psnr":
         curvature = mse_curvature(coder.model, quality, original.weight)
     else:
-        curvature = measured_curvature(cost, y_hat, window.grid)
-        curvature = curvature[:, : coder.model.transform.channels]
+        channels = coder.model.transform.channels
+        y, features = y_hat[..., :channels], y_hat[..., channels:]
+        curvature = measured_curvature(lambda y: cost(torch.cat([y, features], 2)), y, window.grid)
     return Objective(coder.model, coder.quantizer, quality, window.grid, cost, curvature)
 
 

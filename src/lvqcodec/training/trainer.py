@@ -114,9 +114,8 @@ class Trainer:
         """Return the balanced loss of this process's share, and what to log of the whole batch."""
         quality, tune = qualities[share], self._tune(stage)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            # with the distortion out of reach, save the synthesis
             call = crops, quality, self._surrogate(stage)
-            out = None if stage.train == ("entropy",) else self.model(*call)
+            out = self.model(*call) if self._reaches_distortion(stage) else None
             bits = self.model.rate(*call).bits if out is None else out.bits
         loss = bpp = bits / stage.crop**2
         distorted = torch.zeros_like(bpp)
@@ -151,6 +150,11 @@ class Trainer:
             optimizer.found_inf = skipped  # type: ignore[attr-defined]
             optimizer.step()
         self._update_average()
+
+    def _reaches_distortion(self, stage: Stage) -> bool:
+        """Whether what a stage trains changes the distortion; if not, save the synthesis."""
+        entropy = self.model.entropy
+        return bool(set(stage.train) - set(entropy.parts()) or entropy.features)
 
     def _tune(self, stage: Stage) -> str:
         """What a stage is tuned for."""
