@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from lvqcodec import codec
 from lvqcodec.coding.rangecoder import SymbolDecoder
 from lvqcodec.config import AxisConfig
-from lvqcodec.container import Header
-from lvqcodec.entropy import ENTROPY_MODELS, EntropyModel
-from lvqcodec.entropy.base import LATENT_UNITS, Plane
-from lvqcodec.entropy.context import SCALE_MAX, head
 from lvqcodec.errors import FormatError, StreamError, UsageError
-from lvqcodec.integer import ACTIVATION_MAX, IntegerLinear
-from lvqcodec.lvqfile import open_lvq
-from lvqcodec.model import CodecModel, RateEstimator
-from lvqcodec.stream import TileCoder, load_model
-from lvqcodec.transforms import TRANSFORMS, LappedTransform
+from lvqcodec.format.container import Header
+from lvqcodec.format.lvqfile import open_lvq
+from lvqcodec.model.codec_model import CodecModel, RateEstimator
+from lvqcodec.model.entropy import ENTROPY_MODELS, EntropyModel
+from lvqcodec.model.entropy.base import LATENT_UNITS, Plane
+from lvqcodec.model.entropy.context import SCALE_MAX, head
+from lvqcodec.model.integer import ACTIVATION_MAX, IntegerLinear
+from lvqcodec.model.loaded import load_model
+from lvqcodec.model.transforms import TRANSFORMS, LappedTransform
+from lvqcodec.stream import TileCoder
 
 Z = 3
 FEATURES = 2

@@ -9,16 +9,17 @@ import torch
 from conftest import make_photograph
 from test_integer import MACHINES
 
-from lvqcodec.container import Header
-from lvqcodec.entropy import ENTROPY_MODELS
-from lvqcodec.lattices import LATTICES
-from lvqcodec.lattices.tables import parametric_tables
-from lvqcodec.model import CodecConfig, CodecModel
-from lvqcodec.stream import LoadedModel, TileCoder
-from lvqcodec.training.init import initialise, solve
+from lvqcodec.format.container import Header
+from lvqcodec.model.codec_model import CodecConfig, CodecModel
+from lvqcodec.model.entropy import ENTROPY_MODELS
+from lvqcodec.model.lattices import LATTICES
+from lvqcodec.model.lattices.tables import parametric_tables
+from lvqcodec.model.loaded import LoadedModel
+from lvqcodec.model.transforms import TRANSFORMS
+from lvqcodec.model.weights import pack_weights, unpack_weights
+from lvqcodec.stream import TileCoder
 from lvqcodec.training.optimizers import make_optimizers, trainable
-from lvqcodec.transforms import TRANSFORMS
-from lvqcodec.weights import pack_weights, unpack_weights
+from lvqcodec.training.start import initialise, solve
 
 SMALL = {
     "lapped": {"latent_channels": 20, "analysis": ((8, 8, 1),), "synthesis": ((8, 8, 1),)},
