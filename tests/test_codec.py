@@ -396,7 +396,7 @@ def test_a_picture_beyond_the_limit_is_refused_by_its_header(tiny, sample, monke
     picture, data = sample
     pixels = picture.shape[0] * picture.shape[1]
     assert np.array_equal(decode(data, max_pixels=pixels), decode(data))
-    monkeypatch.setattr(stream, "load_card", None)  # nothing is loaded for it
+    monkeypatch.setattr(codec, "load_card", None)  # nothing is loaded for it
     with pytest.raises(UnsupportedImage, match=rf"52 x 37 .* limit of {pixels - 1} pixels"):
         decode(data, max_pixels=pixels - 1)
 

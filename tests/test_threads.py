@@ -76,8 +76,8 @@ def code():
 
 def work(queue, way):
     if way == "load":
-        from lvqcodec import stream
-        stream.load_card.cache_clear()
+        from lvqcodec.model import loaded
+        loaded.load_card.cache_clear()
         lvqcodec.load_model("tiny")
     if way == "thread":
         thread = threading.Thread(target=lambda: queue.put(code()))

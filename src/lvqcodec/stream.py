@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loaded model, and the latents of a tile to bytes and back with it.
+"""The latents of a tile to bytes and back, with a loaded model.
 
 to bytes: write = entropy.code(quantise and write)
 back: read = entropy.code(read) -> CRC check
-Both directions walk the same `entropy.code`, so they cannot drift apart. `original` says what there
-is to write, `effort` finds what is best to, and `synthesis` makes pixels of what was read.
+Both directions walk the same `entropy.code`, so they cannot drift apart. `encoder` says what is
+to be written, and `reconstruction` makes pixels of what was read.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from batches import batch, tree
 from filelock import FileLock
 from PIL import Image
 
@@ -23,27 +23,11 @@ from lvqcodec.batch import work
 from lvqcodec.batch.local_store import LocalStore
 from lvqcodec.batch.plan import Item, plan
 from lvqcodec.batch.work import Job, Settings, Worker, encode_picture
-from lvqcodec.cli import main
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import psnr
 
 STATE = ".lvq-batch"
 NAMES = ("a.png", "deep/b.JPG", "deep/er/c.webp", "grey.png")
-
-
-def batch(*arguments: str | Path) -> Result:
-    """Run `lvq batch` in this process; an exception that is no exit fails the test."""
-    result = CliRunner().invoke(main, ["batch", *map(str, arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file that is an output, by name."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    named = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-    return {name: data for name, data in named.items() if not name.startswith(STATE)}
 
 
 def lines(path: Path) -> list[dict[str, object]]:

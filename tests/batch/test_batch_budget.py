@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 import pytest
+from batches import batch, tree
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_batch import batch, tree
 
 import lvqcodec
 from lvqcodec.batch.budget import allocate, select

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
+from batches import batch, tree
 from PIL import Image
-from test_batch import batch, tree
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import batch, tree
 from PIL import Image, ImageCms
-from test_batch import STATE, batch, lines, many, photos, small, start, tree, wait_for_some
+from test_batch import STATE, lines, many, photos, small, start, wait_for_some
 
 from lvqcodec import codec, files
 from lvqcodec.batch import work
@@ -33,6 +34,7 @@ from lvqcodec.batch.work import Job, Settings, Worker
 from lvqcodec.errors import LvqError, UsageError
 from lvqcodec.format import tiling
 from lvqcodec.format.container import read_header
+from lvqcodec.pictures import load
 from lvqcodec.resources import estimate
 
 __all__ = ["many", "photos", "small"]  # fixtures
@@ -617,13 +619,13 @@ def test_a_picture_is_admitted_with_its_size_and_given_room_until_it_is_coded(
     assert worker.code(Item("a.png", "a.lvq")).status == DONE
     assert inside == [([worker._need(40, 24, 3)], [0])]
     assert worker._memory._needs == worker._places._needs == []
-    read = work.imageio.load_picture
+    read = load.load_picture
 
     def refuse(file, **options):
         read(file, **options)
         raise LvqError("it takes too much memory")
 
-    monkeypatch.setattr(work.imageio, "load_picture", refuse)
+    monkeypatch.setattr(load, "load_picture", refuse)
     assert worker.code(Item("grey.png", "grey.lvq")).error == "it takes too much memory"
     assert worker._memory._needs == worker._places._needs == []
 

@@ -8,9 +8,9 @@ import sys
 import uuid
 
 import pytest
-from test_batch import batch, tree
+from batches import batch, tree
 
-from lvqcodec.batch import stores, work
+from lvqcodec.batch import remote_store, work
 from lvqcodec.batch.local_store import LocalStore
 from lvqcodec.batch.remote_store import RemoteStore
 from lvqcodec.batch.stores import open_store, relative
@@ -114,7 +114,7 @@ def test_lines_are_held_back_for_seconds_and_kept_in_order(url, monkeypatch):
     store.append("log", b"2\n")
     assert RemoteStore(url).log("log") == b""
     store.flush()
-    monkeypatch.setattr(stores, "_FLUSH_SECONDS", 0)
+    monkeypatch.setattr(remote_store, "_FLUSH_SECONDS", 0)
     store.append("log", b"3\n")
     assert RemoteStore(url).log("log") == b"1\n2\n3\n"
     assert list(store.entries()) == []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import batch, tree
 from PIL import Image
-from test_batch import batch, tree
 from test_docs import LVQ_LINES, long_options, section
 
 from lvqcodec.cli import main

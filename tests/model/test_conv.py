@@ -16,8 +16,8 @@ from conftest import install, make_model, make_photograph
 from lvqcodec.cli import main
 from lvqcodec.codec import decode, encode, load_model
 from lvqcodec.errors import FormatError, LvqError, UsageError
-from lvqcodec.format import tiling
 from lvqcodec.format.container import Section, pack, unpack
+from lvqcodec.format.lvqfile import open_lvq
 from lvqcodec.metrics import psnr
 from lvqcodec.model.codec_model import CodecConfig, CodecModel
 from lvqcodec.model.entropy import MultiScaleProgressive
@@ -164,8 +164,8 @@ def test_it_is_loaded_without_the_compiler_of_torch():
 
 def test_tiles_decode_as_the_whole_would(loaded, tiled):
     data, picture = tiled
-    header, sections = unpack(data)
-    cut, tiles = tiling.from_sections(header, sections)
+    file = open_lvq(data)
+    header, cut, tiles = file.header, file.tiling, file.tiles
     assert (header.stride, cut.stride, cut.side, len(cut)) == (16, 16, 4, 9)
     coder = TileCoder(header, loaded)
     latents = torch.zeros(1, *cut.size, 24)

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import make_photograph
 from PIL import Image, ImageCms
-from test_imageio import SRGB, grey_profile, profile
+from test_load_and_save import SRGB, grey_profile, profile
 
 from lvqcodec.cli import main
 from lvqcodec.codec import encode

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
-from test_imageio import COLOUR, GREY, SMOOTH_COLOUR, chunk, frames, png, saved, tiff, written
+from test_load_and_save import COLOUR, GREY, SMOOTH_COLOUR, chunk, frames, png, saved, tiff, written
 
 from lvqcodec import suffixes
 from lvqcodec.errors import FormatError, UnsupportedImage, UsageError

@@ -43,8 +43,8 @@ _MOST_DB = 99.0  # what a picture without any error counts as in a mean
 class Settings(EncodeOptions):
     """What decides the bytes of an output: the options of encoding, for each picture, and more.
 
-    strip, to_srgb8, frame: see `imageio.load_picture`. decode: the other way, to pictures of this
-    `format` with this `background`, see `imageio.save`.
+    strip, to_srgb8, frame: see `pictures.load`. decode: the other way, to pictures of this
+    `format` with this `background`, see `pictures.save`.
     """
 
     decode: bool = False

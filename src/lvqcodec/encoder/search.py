@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long to search for the latents of a picture, and whether what was found is worth writing.
 
-Efforts above 0 spend time on `overfit.refine`, part by part where a picture is large, and keep the
+Efforts above 0 spend time on `refine.refine`, part by part where a picture is large, and keep the
 result only if the file is better: bpp + weight * distortion, of the bytes as they are and of the
 picture as it decodes. The distortion is the mean squared error, or with the tune "ms-ssim" 1 -
 MS-SSIM (of large pictures the mean over windows); the quantizer then spends less where it is busy.

@@ -116,7 +116,7 @@ def open_picture(
 ) -> Opened:
     """Read the header of the whole file `data`, of the page `frame` if there are pages.
 
-    See `imageio.load_picture` for arguments and errors. Errors of Pillow about broken files are
+    See `load.load_picture` for arguments and errors. Errors of Pillow about broken files are
     passed on, and UnsupportedImage says only what was found.
     """
     with _understood():
@@ -138,7 +138,7 @@ def open_picture(
 
 
 def decode(opened: Opened, to_srgb8: bool = False) -> Picture:
-    """Decode an opened file; see `imageio.load_picture`. Errors are those of `open_picture`."""
+    """Decode an opened file; see `load.load_picture`. Errors are those of `open_picture`."""
     image, data, remarks = opened.image, opened.data, list(opened.remarks)
     if opened.frame is not None and image.format not in _PAGED:
         with _understood():

@@ -39,7 +39,7 @@ def to_picture(source: Any, admit: Callable[[int, int, int], None] | None = None
     admit: called with width, height and number of channels (alpha included), of what is still to
     be decoded before it is. What a file holds and is left out is a warning. Raises UsageError for
     what is no picture, UnsupportedImage for one of a kind that is not coded, and what
-    `imageio.load_picture` and `admit` do.
+    `load.load_picture` and `admit` do.
     """
     if _is_a(source, "PIL.Image", "Image"):
         return from_pillow(source, source.info, admit)

@@ -41,7 +41,7 @@ def saved(image, **options):
 @pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA"])
 @pytest.mark.parametrize("space", ["GRAY", "RGB"])
 def test_a_profile_of_other_colours_is_neither_saved_nor_opened(tiny, mode, space):
-    from test_imageio import SRGB, grey_profile
+    from test_load_and_save import SRGB, grey_profile
 
     icc = SRGB if space == "RGB" else grey_profile(2.2)
     image = Image.new(mode, (24, 16))
