@@ -19,6 +19,9 @@ import pytest
 import lvqcodec
 from lvqcodec import errors
 from lvqcodec.cli import main
+from lvqcodec.entropy import ENTROPY_MODELS
+from lvqcodec.lattices import LATTICES
+from lvqcodec.transforms import TRANSFORMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -173,6 +176,15 @@ def test_python_of_the_pages_compiles_and_uses_public_names() -> None:
                 used |= {node.attr} if node.value.id == "lvqcodec" else set()
     assert used == set(lvqcodec.__all__) - {"__version__"}
     assert "lvqcodec.LvqError" in PAGES["docs/python.md"]
+
+
+@pytest.mark.parametrize(
+    ("axis", "choices"),
+    [("transform", TRANSFORMS), ("lattice", LATTICES), ("entropy model", ENTROPY_MODELS)],
+)
+def test_the_architecture_names_every_choice_of_an_axis(axis: str, choices: list[str]) -> None:
+    rows = re.findall(rf"^\| {axis} \| (.*?) \|", PAGES["docs/architecture.md"], re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} == set(choices)
 
 
 def test_extras_of_the_pages_exist() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lvqcodec import footprint, guard, stream
+from lvqcodec import footprint, guard
 from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest, find_model
 from lvqcodec.container import MAX_PIXELS, Header
 from lvqcodec.effort import search, write_plain
@@ -25,7 +25,7 @@ from lvqcodec.picture import Picture
 from lvqcodec.progress import OnProgress, Progress
 from lvqcodec.ratecontrol import Goal, reach
 from lvqcodec.sources import PictureSource, to_picture
-from lvqcodec.stream import LoadedModel, TileCoder, load_model
+from lvqcodec.stream import LoadedModel, TileCoder, find_device, load_card, load_model
 from lvqcodec.synthesis import decode_tiles
 
 __all__ = [
@@ -144,7 +144,7 @@ def _load(model: str | LoadedModel, device: str) -> LoadedModel:
 def _load_for(header: Header, model: str | LoadedModel | None, device: str) -> LoadedModel:
     """Return the model of a file, which is the one that is meant; raises ModelMismatch."""
     if model is None:
-        return stream.load_card(find_by_digest(header.model), stream.find_device(device))
+        return load_card(find_by_digest(header.model), find_device(device))
     loaded = _load(model, device)
     if loaded.digest != header.model:
         name = repr(model) if isinstance(model, str) else "the given one"
