@@ -11,10 +11,12 @@ from PIL import Image
 
 from lvqcodec import codec
 from lvqcodec.errors import ModelMismatch, UsageError
+from lvqcodec.format.container import Header
 from lvqcodec.model.entropy import Factorized
 from lvqcodec.model.lattices.tables import CodingTables
 from lvqcodec.model.loaded import load_model
 from lvqcodec.model.weights import pack_weights, unpack_weights
+from lvqcodec.stream import TileCoder
 from lvqcodec.training import export as exporting
 from lvqcodec.training.checkpoint import read_weights
 from lvqcodec.training.fit_tables import analyse, first_tables, fit_to_crops
@@ -165,6 +167,20 @@ def test_pictures_are_coded(installed, photograph, lattice, quality):
     assert len(codec.encode(picture, model="prior", quality=quality, tile=64)) > len(data) / 2
 
 
+def test_the_beginning_of_a_tile_is_its_beginning(installed, photograph):
+    loaded = load_model("prior", device="cpu")
+    coder = TileCoder(Header(88, 72, 3, 60, "e8", loaded.digest), loaded)
+    x = torch.from_numpy(photograph(72, 88)).permute(2, 0, 1)[None].float() / 255
+    tile = coder.write(loaded.model.analysis(x, coder.quality), (9, 11))
+    assert torch.equal(coder.read(tile.payload, (9, 11)), tile.y_hat)
+    shares = []
+    for share in (0.0, 0.3, 0.7, 1.0):
+        found = coder.read_partial(tile.payload[: 4 + int(share * len(tile.payload))], (9, 11))
+        assert ((found == tile.y_hat) | (found == 0)).all(), "neither the latent nor zero"
+        shares.append(float((found == tile.y_hat).float().mean()))
+    assert shares == sorted(shares) and shares[0] < 1 == shares[-1]
+
+
 def test_a_file_depends_on_the_rows_of_its_quality(installed, photograph):
     loaded = load_model("prior", device="cpu")
     batch = analyse(loaded.model, torch.rand(1, 3, 32, 32), 60)
@@ -187,6 +203,8 @@ def test_weights_hold_rows_and_no_densities(installed):
     assert not list(loaded.entropy.parameters()) and not loaded.entropy.to_integers()
     assert np.array_equal(loaded.tables.own.probs, installed.tables.own.probs)
     assert pack_weights(loaded) == weights
+    with pytest.raises(ModelMismatch, match="not densities"):
+        loaded.rate(torch.rand(1, 3, 32, 32), torch.full((1,), 50.0))
 
 
 def test_weights_without_the_rows_they_need_are_refused(installed, new_model):

@@ -177,3 +177,21 @@ def test_a_taught_step_counts_its_rate_and_passes_gradients():
     assert torch.isfinite(target.grad).all() and target.grad.abs().min() > 0
     for parameter in model.parameters():
         assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_a_model_that_can_be_taught_gets_a_teacher_in_training(new_model, monkeypatch, taught):
+    model, seen = new_model(), []
+    monkeypatch.setattr(model.entropy, "taught", taught)
+    code = model.entropy.code
+
+    def spy(coder, *grid_and_quality):
+        seen.append(coder)
+        return code(coder, *grid_and_quality)
+
+    monkeypatch.setattr(model.entropy, "code", spy)
+    x, quality = torch.rand(1, 3, 32, 32), torch.full((1,), 50.0)
+    out = model.rate(x, quality)
+    assert isinstance(seen[0], schedule.Teacher) == taught
+    assert torch.equal(out.y_hat, model.analysis(x, quality).round()) == taught
+    assert out.bits > 0

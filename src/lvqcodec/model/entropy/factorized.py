@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from lvqcodec.coding.rows import Floats, RowTable
 from lvqcodec.config import QUALITIES, AxisConfig, limited
-from lvqcodec.errors import UsageError
+from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.model.entropy.base import NUM_BINS, EntropyModel, LatentCoder
 from lvqcodec.model.entropy.schedule import factorized
 from lvqcodec.model.layers import QualityTable
@@ -56,7 +56,9 @@ class Densities:
     scale: Tensor
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Map values (B, P, C) to bits."""
+        """Map values (B, P, C) to bits; ModelMismatch for the densities of a stored model."""
+        if not self.layers:
+            raise ModelMismatch("weights files hold rows, not densities; take those of a run")
         low, high = self.logits(values - 0.5), self.logits(values + 0.5)
         # sigmoid(h) - sigmoid(l) = sigmoid(h) sigmoid(-l) (1 - e^(l - h)) keeps all digits in tails
         rise = -torch.expm1(-(high - low).clamp(min=_LEAST_RISE))
@@ -145,7 +147,7 @@ class Factorized(EntropyModel):
         rows = torch.arange(self.channels, device=quality.device)
         if self.mode == "exact":
             rows = rows + self.channels * self._node(int(quality[0]))
-        # a model that was loaded has no densities, and nobody there asks for them
+        # a stored model has no densities left, and those who code never ask for them
         density = self.cumulative(quality) if self.cumulative else Densities([], quality)
         positions = step.positions.to(quality.device)
         return coder.own("y", positions, slice(0, self.channels), rows, density)
