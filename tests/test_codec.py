@@ -225,14 +225,21 @@ def test_payloads_changed_behind_the_containers_back_are_refused(tiny, photograp
     assert kinds == {FormatError, StreamError}
 
 
-@pytest.mark.parametrize("change", ["quality", "lattice", "width", "height"])
+@pytest.mark.parametrize("change", ["quality", "lattice", "no rows", "width", "height"])
 def test_a_header_that_belongs_to_another_file_is_refused(tiny, photograph, change):
     """As if somebody had repaired the CRC: the integers differ from those that were written."""
     data = encode(photograph(48, 80), model=tiny, quality=90)
     header, sections = unpack(data)
-    values = {"quality": 89, "lattice": "z", "width": 200, "height": 200}
-    other = dataclasses.replace(header, **{change: values[change]})
-    refused(pack(other, [Section(SECTION_LATENTS, sections[SECTION_LATENTS])]))
+    values = {
+        "quality": {"quality": 89},
+        "lattice": {"lattice": "z"},
+        "no rows": {"lattice": "d4"},
+        "width": {"width": 200},
+        "height": {"height": 200},
+    }
+    other = dataclasses.replace(header, **values[change])
+    error = refused(pack(other, [Section(SECTION_LATENTS, sections[SECTION_LATENTS])]))
+    assert isinstance(error, FormatError)
 
 
 def test_nothing_and_other_formats_are_refused(tiny):

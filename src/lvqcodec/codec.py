@@ -16,7 +16,7 @@ from lvqcodec.catalog import DEFAULT_MODEL, find_by_digest, find_model
 from lvqcodec.encoder.original import prepare
 from lvqcodec.encoder.ratecontrol import Goal, reach
 from lvqcodec.encoder.search import search, write_plain
-from lvqcodec.errors import ModelMismatch, UsageError
+from lvqcodec.errors import FormatError, ModelMismatch, UsageError
 from lvqcodec.files import Source
 from lvqcodec.format.container import Header
 from lvqcodec.format.limits import MAX_PIXELS
@@ -145,10 +145,16 @@ def _load(model: str | LoadedModel, device: str) -> LoadedModel:
 
 
 def _load_for(header: Header, model: str | LoadedModel | None, device: str) -> LoadedModel:
-    """Return the model of a file, which is the one that is meant; raises ModelMismatch."""
+    """Return the model of a file, which is the one that is meant; ModelMismatch, FormatError."""
     if model is None:
-        return load_card(find_by_digest(header.model), find_device(device))
-    loaded = _load(model, device)
+        loaded = load_card(find_by_digest(header.model), find_device(device))
+    else:
+        loaded = _load(model, device)
+    if header.lattice not in loaded.tables.names:
+        raise FormatError(
+            f"the file says lattice {header.lattice}, which its model has no rows for: it is"
+            " damaged, get it again"
+        )
     if loaded.digest != header.model:
         name = repr(model) if isinstance(model, str) else "the given one"
         raise ModelMismatch(
