@@ -144,6 +144,6 @@ def test_a_picture_is_prepared_once_for_all_qualities(models_folder, photograph,
     assert seen == [1]
     original = prepared(picture, loaded, quality=20)
     again = original.at(70)
-    assert again.tiling is original.tiling and again.extras is original.sections
+    assert again.tiling is original.tiling and again.sections is original.sections
     plain = codec.encode(picture, model=loaded, quality=70)
     assert again.assemble([source.write().payload for source in again.sources()]) == plain

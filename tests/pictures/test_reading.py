@@ -18,6 +18,7 @@ from lvqcodec.errors import FormatError, UnsupportedImage, UsageError
 from lvqcodec.pictures import formats, save
 from lvqcodec.pictures.colour import Colours, stated_to_srgb
 from lvqcodec.pictures.formats import read_jxl_header
+from lvqcodec.pictures.load import load as load_samples
 from lvqcodec.pictures.load import load_picture
 from lvqcodec.pictures.metadata import orientation, parse_exif
 from lvqcodec.pictures.picture import Picture, turn
@@ -491,7 +492,7 @@ def test_samples_of_fewer_bits_and_of_planes_are_read_as_they_are_meant(data, pi
 def test_pgm_holds_grey_alone(tmp_path):
     save.save(GREY, tmp_path / "a.pgm")
     assert (tmp_path / "a.pgm").read_bytes().startswith(b"P5")
-    assert np.array_equal(load.load(tmp_path / "a.pgm"), GREY)
+    assert np.array_equal(load_samples(tmp_path / "a.pgm"), GREY)
     with pytest.raises(UsageError, match=r"PGM holds grey only, .*; write ppm or png"):
         save.save(COLOUR, tmp_path / "b.pgm")
 
@@ -652,7 +653,7 @@ def test_a_jpeg_in_jpeg_xl_is_read_as_the_jpeg(tmp_path):
     save.save(Picture(SMOOTH_COLOUR, exif=exif_of(6)), path)
     with Image.open(path) as image:
         data = jxl(image, lossless_jpeg=True)
-    picture, original = load(data), load.load_picture(path)
+    picture, original = load(data), load_picture(path)
     assert np.array_equal(picture.pixels, original.pixels)
     assert orientation(picture.exif, picture.xmp) == 6
 
