@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lvqcodec.errors import UsageError
+from lvqcodec.model.codec_model import RateEstimator
 from lvqcodec.model.entropy.base import FRACTION, LATENT_LIMIT, NUM_BINS
 from lvqcodec.model.entropy.context import channel_groups, compand_table
 from lvqcodec.model.entropy.msp import MultiScaleProgressive
@@ -252,3 +253,42 @@ def test_scales_stay_within_the_bins():
     made = model(2)
     for _, _, _, scale in walk(made, 8, 8, torch.randn(1, 64, CHANNELS).mul(1250).round()):
         assert scale.min() >= 0 and scale.max() <= FRACTION * (NUM_BINS - 1)
+
+
+# learning in part
+
+
+def test_a_part_that_learns_for_all_does_so_on_the_average():
+    torch.manual_seed(4)
+    sizes = {"linear": 4, "hidden": 16, "trunk": 8, "depth": 1, "seeds": (2,)}
+    made = MultiScaleProgressive(MultiScaleProgressive.Config(scales=1, **sizes), CHANNELS)
+    for name, parameter in made.named_parameters():
+        if (".heads." in name or ".linear." in name) and name.endswith("weight"):
+            parameter.data.normal_(std=0.1)
+    target = torch.randn(2, 6 * 7, CHANNELS) * 3
+    quality = torch.tensor([20.0, 70.0])
+
+    def learn(seed=None):
+        made.sparse = None if seed is None else torch.Generator().manual_seed(seed)
+        made.zero_grad(set_to_none=True)
+        y = target.clone().requires_grad_()
+        estimator = RateEstimator({"y": y})
+        coded = made.code(estimator, 6, 7, quality)
+        estimator.bits.sum().backward()
+        grads = {name: p.grad for name, p in made.named_parameters()}
+        return estimator.bits.detach(), coded.detach(), {**grads, "y": y.grad}
+
+    bits, coded, whole = learn()
+    found = {}
+    for seed in range(30):
+        some_bits, some_coded, grads = learn(seed)
+        assert torch.equal(some_bits, bits) and torch.equal(some_coded, coded)
+        (learner,) = {
+            n.split(".")[2] for n, g in grads.items() if ".heads.0." in n and g is not None
+        }
+        found[learner] = grads
+    assert set(found) == {"0", "1", "2"}
+    for name, wanted in whole.items():
+        parts = [grads[name] for grads in found.values() if grads[name] is not None]
+        close = {"rtol": 1e-3, "atol": 1e-4 * float(wanted.abs().max())}
+        assert torch.allclose(sum(parts) / 3, wanted, **close), name

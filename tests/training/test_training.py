@@ -367,6 +367,30 @@ def test_a_stage_may_train_one_quality_or_a_range(recipe, pictures, monkeypatch)
         assert low <= quality <= low + 10
 
 
+@pytest.mark.parametrize(("option", "close"), [("sparse", 0), ("bfloat16", 1e-2)])
+def test_cheaper_steps_see_the_same_and_learn_less_each(tiny_config, photograph, option, close):
+    groups = ("klt", "analysis", "synthesis", "entropy", "steps")
+    found = {}
+    for value in (False, True):
+        stage = Stage("a", 3, groups, batch=2, crop=64, **{option: value})
+        trainer = Trainer(Recipe(tiny_config, (stage,), init_crops=4), torch.device("cpu"))
+        sampler = CropSampler([photograph(300, 300)], device=torch.device("cpu"))
+        trainer.start_from_pictures(sampler)
+        trainer.begin_stage(stage)
+        before = weights(trainer)
+        loss = float(trainer.train_step(sampler, stage)["loss"])
+        moved = {n for n, w in weights(trainer).items() if not torch.equal(w, before[n])}
+        found[value] = loss, moved
+    (loss, moved), (cheap_loss, cheap_moved) = found[False], found[True]
+    assert cheap_loss == pytest.approx(loss, abs=close)
+    assert cheap_moved < moved if option == "sparse" else cheap_moved == moved
+    assert np.isfinite(cheap_loss)
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
 @pytest.mark.parametrize("after", [2, 8])
 def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_been(
     finished, recipe, pictures, tmp_path, monkeypatch, after

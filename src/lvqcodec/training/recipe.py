@@ -35,6 +35,11 @@ class Stage:
     lr_end: float = 1e-4
     simulate: bool = False
     """Train the context networks with their integer arithmetic simulated."""
+    bfloat16: bool = False
+    """Convolve in bfloat16 on a CPU, as GPUs always do: quicker where the processor has it."""
+    sparse: bool = False
+    """Let a random part of the probability model learn in a step: cheaper steps, see
+    `EntropyModel.sparse`."""
     qualities: tuple[float, float] = (0.0, 100.0)
     """The range of qualities trained for, evenly; both ends may be the same."""
     surrogate: str = "straight-through"

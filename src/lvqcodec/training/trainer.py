@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lvqcodec.distortion import distortion, weight
 from lvqcodec.errors import UsageError
 from lvqcodec.model.codec_model import CodecModel
-from lvqcodec.model.layers import channels_last
+from lvqcodec.model.layers import ResidualBlock, channels_last
 from lvqcodec.model.surrogates import SURROGATES, Surrogate
 from lvqcodec.training.checkpoint import read_checkpoint, read_weights, write_checkpoint
 from lvqcodec.training.data import CropSampler, to_device
@@ -84,6 +84,9 @@ class Trainer:
         for name, parameters in trainable(self.model).items():
             for parameter in parameters:
                 parameter.requires_grad_(name in stage.train)
+        for module in self.model.modules():
+            if isinstance(module, ResidualBlock):
+                module.precision = torch.bfloat16 if stage.bfloat16 else None
         self.optimizers = make_optimizers(self.model, stage.lr)
 
     def train_step(self, sampler: CropSampler, stage: Stage) -> dict[str, Tensor]:
@@ -115,6 +118,8 @@ class Trainer:
         quality, tune = qualities[share], self._tune(stage)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             call = crops, quality, self._surrogate(stage)
+            # the same in all processes, which add up the gradients of the same parameters
+            self.model.entropy.sparse = self._noise() if stage.sparse else None
             out = self.model(*call) if self._reaches_distortion(stage) else None
             bits = self.model.rate(*call).bits if out is None else out.bits
         loss = bpp = bits / stage.crop**2
@@ -162,9 +167,13 @@ class Trainer:
 
     def _surrogate(self, stage: Stage) -> Surrogate:
         """What stands for rounding in the step at hand; its noise follows from step and process."""
-        seed = (self.recipe.seed << 32) + (self.total_steps << 8) + self.ranks.index
-        generator = torch.Generator().manual_seed(seed)
+        generator = self._noise(1 + self.ranks.index)
         return SURROGATES[stage.surrogate](generator, self.stage_step / stage.steps)
+
+    def _noise(self, stream: int = 0) -> torch.Generator:
+        """A generator that follows from the seed, the step at hand and a number up to 255."""
+        seed = (self.recipe.seed << 32) + (self.total_steps << 8) + stream
+        return torch.Generator().manual_seed(seed)
 
     def _lmbda(self, quality: Tensor) -> Tensor:
         low, high = self.recipe.codec.lmbda_min, self.recipe.codec.lmbda_max

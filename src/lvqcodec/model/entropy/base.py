@@ -119,6 +119,12 @@ class EntropyModel(nn.Module, ABC):
     features: int = 0
     """Channels that `code` returns behind those of y, for the synthesis: exact integers too."""
 
+    sparse: torch.Generator | None = None
+    """If set, `code` may let a part of its networks learn, drawn anew each time, and not all.
+
+    Values are as ever, and gradients on the average: a training step is cheaper.
+    """
+
     taught: bool = False
     """Whether `code` is given a `schedule.Teacher` in training, to take one step for all."""
 

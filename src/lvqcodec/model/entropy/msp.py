@@ -35,7 +35,7 @@ from lvqcodec.model.entropy import context, msp_start
 from lvqcodec.model.entropy.base import LATENT_UNITS, EntropyModel, LatentCoder, Regression
 from lvqcodec.model.entropy.context import SCALE_MAX, Compand, ContextNetwork, Trunk, gather, known
 from lvqcodec.model.entropy.order import Scale, Subgroup, coding_order, subgroup_places
-from lvqcodec.model.layers import module_list
+from lvqcodec.model.layers import module_list, weigh_gradient
 
 
 class MultiScaleProgressive(EntropyModel):
@@ -88,10 +88,13 @@ class MultiScaleProgressive(EntropyModel):
         for depth, scale in enumerate(order.scales):
             which = 0 if depth == len(order.scales) - 1 else len(self.trunks) - 1
             features = self._features(y, scale, which, quality)
-            for subgroup, network in zip(scale.subgroups, self.networks[which], strict=True):
+            learner = self._draw_learner()
+            for number, subgroup in enumerate(scale.subgroups):
                 if subgroup.positions.shape[0] > 0:
+                    network = self.networks[which][number]
                     parents = features.index_select(1, subgroup.parents)
-                    self._code_subgroup(coder, y, subgroup, network, parents, quality)
+                    learns = learner in (number, None)
+                    self._code_subgroup(coder, y, subgroup, network, parents, quality, learns)
         return y[:, :-1]
 
     def _code_coarsest(self, coder: LatentCoder, positions: Tensor, quality: Tensor) -> Tensor:
@@ -115,15 +118,30 @@ class MultiScaleProgressive(EntropyModel):
         network: ContextNetwork,
         parents: Tensor,
         quality: Tensor,
+        learns: bool,
     ) -> None:
         """Code a subgroup into y (B, h * w + 1, C), one channel group after the other."""
-        neighbours = known(gather(y, subgroup.neighbours), self.mode)
-        expected = network(neighbours, parents, quality, self.compand)
+        graded = torch.is_grad_enabled() and learns
+        with torch.set_grad_enabled(graded):
+            neighbours = known(gather(y, subgroup.neighbours), self.mode)
+            expected = network(neighbours, parents, quality, self.compand)
         for index, group in enumerate(network.groups):
-            mean, scale = expected.of(index)
-            coded = coder("y", subgroup.positions, group, mean, scale)
-            expected.learn(coded - mean)
+            with torch.set_grad_enabled(graded):
+                mean, scale = expected.of(index)
+            told = mean, scale
+            if graded and self.sparse is not None:  # it learns for all of the scale
+                weight = len(self.networks[0])
+                told = weigh_gradient(mean, weight), weigh_gradient(scale, weight)
+            coded = coder("y", subgroup.positions, group, *told)
+            with torch.set_grad_enabled(graded):
+                expected.learn(coded - mean)
             y[:, subgroup.positions, group] = coded
+
+    def _draw_learner(self) -> int | None:
+        """Return which subgroup of a scale learns, None for all; see `EntropyModel.sparse`."""
+        if self.sparse is None:
+            return None
+        return int(torch.randint(len(self.networks[0]), (), generator=self.sparse))
 
     # --- training -------------------------------------------------------------------------------
 
