@@ -142,7 +142,7 @@ def reach(
         return Found(best, len(tried))
     setting = settings[tried.index(best)]
     base = at(quality_of(setting))
-    refined = search(base, effort, deadline=last_call, on_progress=on_progress).plan
+    refined = search(base, effort, deadline=last_call, on_progress=on_progress).refinement
     if refined.rdo_lambda is None:
         return Found(best, len(tried) + 2)
 
@@ -157,9 +157,9 @@ def reach(
     return Found(best, len(tried) + 2 + len(more))
 
 
-def _eased(plan: Refinement, setting: float, quality: int) -> Refinement:
-    """The plan of a quality with bits as cheap as the setting has them."""
-    return replace(plan, ease=FINER ** (setting - quality))
+def _eased(refinement: Refinement, setting: float, quality: int) -> Refinement:
+    """The refinement of a quality with bits as cheap as the setting has them."""
+    return replace(refinement, ease=FINER ** (setting - quality))
 
 
 def _close_in(

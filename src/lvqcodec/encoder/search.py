@@ -77,7 +77,7 @@ class Refinement:
 
 
 PLAIN = Refinement()
-"""The plan of effort 0."""
+"""The refinement of effort 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Candidate:
     y_hat: its latents (1, h * w, C) if it is one tile, else None: they would take much memory.
     """
 
-    plan: Refinement
+    refinement: Refinement
     data: bytes
     y_hat: Tensor | None
     mse: float
@@ -99,8 +99,8 @@ class Candidate:
         return metrics.psnr_of_mse(self.mse)
 
 
-def encode_refinement(original: Original, plan: Refinement) -> Candidate:
-    """Write a plan and weigh the file: the bytes as they are, the picture as it decodes."""
+def encode_refinement(original: Original, refinement: Refinement) -> Candidate:
+    """Write a refinement and weigh the file: the bytes as they are, the picture as it decodes."""
     header, squared, distorted, payloads = original.header, 0, 0.0, []
 
     def weigh(pixels: Window, decoded: NDArray[np.uint8]) -> None:
@@ -115,15 +115,15 @@ def encode_refinement(original: Original, plan: Refinement) -> Candidate:
             assert similarity is not None  # `original.prepare` has seen to the sizes
             distorted += (1 - similarity) * image.size / original.image.size
 
-    synthesis = Reconstruction(header, original.coder, original.tiling, weigh)
+    reconstruction = Reconstruction(header, original.coder, original.tiling, weigh)
     for source in original.sources():
-        tile = plan.write(source)
+        tile = refinement.write(source)
         payloads.append(tile.payload)
-        synthesis.add(source.index, tile.y_hat)
+        reconstruction.add(source.index, tile.y_hat)
     data = original.assemble(payloads)
     error = squared / original.image.size
     loss = metrics.bpp(len(data), header.width, header.height) + original.weight * distorted
-    return Candidate(plan, data, tile.y_hat if len(payloads) == 1 else None, error, loss)
+    return Candidate(refinement, data, tile.y_hat if len(payloads) == 1 else None, error, loss)
 
 
 def write_plain(original: Original, on_progress: OnProgress | None = None) -> bytes:
@@ -197,7 +197,7 @@ class _Refinery:
             target, curvature = self._search_tile(source, coded)
             # those of a large picture are many: sixteen bits each are enough
             found = target - source.target, 2 / curvature
-            move, rdo_lambda = found if single else (half.half() for half in found)
+            move, rdo_lambda = found if single else (each.half() for each in found)
             moves.append(move)
             lambdas.append(rdo_lambda)
         return Refinement(moves, lambdas)
