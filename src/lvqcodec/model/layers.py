@@ -66,8 +66,8 @@ class _Weighted(torch.autograd.Function):
 
 def weigh_gradient(x: Tensor, weight: float) -> Tensor:
     """Return x, with `weight` times its gradient."""
-    weighted: Tensor = _Weighted.apply(x, weight)  # type: ignore[no-untyped-call]
-    return weighted
+    apply = cast(Callable[..., Tensor], _Weighted.apply)  # typed in some versions of torch only
+    return apply(x, weight)
 
 
 class QualityTable(nn.Module):
