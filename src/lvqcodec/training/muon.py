@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lvqcodec.training.ranks import Ranks
+
 # Polynomials, one a step, that drive singular values to 1 (Amsel et al., "The Polar Express", 2025,
 # https://arxiv.org/abs/2505.16932), the first five; matrices of any spread of singular values.
 _POLYNOMIALS = (
@@ -39,39 +41,57 @@ class Muon(torch.optim.Optimizer):
     Weights of more than two dimensions count as (first dimension, all others). The update is scaled
     by 0.2 sqrt(max(m, n)), as in Liu et al. ("Muon is scalable for LLM training", 2025,
     https://arxiv.org/abs/2502.16982), so its entries are about as large as Adam's at the same rate.
-    torch.optim.Muon takes matrices only and cannot skip a step on the device.
+    torch.optim.Muon takes matrices only and cannot skip a step on the device. Processes that train
+    together orthogonalise a part of the matrices each, and exchange what they have found.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
         self.found_inf: Tensor | None = None
+        self._ranks = ranks or Ranks()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Move the weights; where `found_inf` is 1.0, nothing changes, decided on the device."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group["lr"], group["momentum"])
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            ahead = [self._look_ahead(parameter, group["momentum"]) for parameter in moving]
+            for parameter, update in zip(moving, self._orthogonalised(ahead), strict=True):
+                size = max(parameter.shape[0], parameter[0].numel())
+                parameter.sub_(update * (0.2 * size**0.5 * (group["lr"] * self._sound)))
 
-    def _move(self, parameter: nn.Parameter, lr: float, momentum: float) -> None:
+    @property
+    def _sound(self) -> float | Tensor:
+        """1.0 for a step that counts."""
+        return 1.0 if self.found_inf is None else 1 - self.found_inf
+
+    def _look_ahead(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """Take a gradient into the momentum; return where that leads."""
         gradient = parameter.grad
         assert gradient is not None
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        mean = state["momentum"]
-        share: float | Tensor = 1 - momentum
+        mean: Tensor = state["momentum"]
         if self.found_inf is not None:
-            sound = 1 - self.found_inf
-            gradient, share = gradient.nan_to_num(0.0, 0.0, 0.0), share * sound
-            lr_now: float | Tensor = lr * sound
-        else:
-            lr_now = lr
-        mean.add_((gradient - mean) * share)
-        ahead = gradient.lerp(mean, momentum)
-        update = orthogonalise(ahead.flatten(1)).reshape(ahead.shape)
-        size = max(parameter.shape[0], parameter[0].numel())
-        parameter.sub_(update * (0.2 * size**0.5 * lr_now))
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        mean.add_((gradient - mean) * ((1 - momentum) * self._sound))
+        return gradient.lerp(mean, momentum)
+
+    def _orthogonalised(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Return the matrices orthogonalised, each by one of the processes."""
+        ranks = self._ranks
+        found = [
+            orthogonalise(matrix.flatten(1)).reshape(matrix.shape)
+            if index % ranks.count == ranks.index
+            else torch.zeros_like(matrix)
+            for index, matrix in enumerate(matrices)
+        ]
+        ranks.total(found)
+        return found

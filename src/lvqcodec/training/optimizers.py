@@ -11,6 +11,7 @@ from torch import nn
 from lvqcodec.model.codec_model import CodecModel
 from lvqcodec.model.layers import QualityTable
 from lvqcodec.training.muon import Muon
+from lvqcodec.training.ranks import Ranks
 
 _LR_SCALE = {"klt": 1 / 30, "tables": 5.0, "predictor": 0.3, "networks": 1.0, "matrices": 1.5}
 
@@ -39,7 +40,9 @@ def _rate_class(name: str, model: CodecModel) -> str:
     return (model.transform if axis == "transform" else model.entropy).rate_class(inner)
 
 
-def make_optimizers(model: CodecModel, lr: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: CodecModel, lr: float, ranks: Ranks | None = None
+) -> list[torch.optim.Optimizer]:
     """Build what moves the parameters of a CodecModel that require gradients.
 
     Muon moves the matrices of the transform's networks: in a comparison from the same start, it
@@ -53,7 +56,7 @@ def make_optimizers(model: CodecModel, lr: float) -> list[torch.optim.Optimizer]
     matrices = groups.pop("matrices", None)
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimizers.append(Muon([matrices], lr=lr, momentum=0.95))
+        optimizers.append(Muon([matrices], lr=lr, momentum=0.95, ranks=ranks))
     if groups:
         optimizers.append(
             torch.optim.AdamW(

@@ -58,6 +58,13 @@ class Ranks:
                 flat /= self.count
 
     @torch.no_grad()
+    def total(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by their sums over the processes."""
+        if self.count > 1:
+            with _flattened(tensors) as flat:
+                dist.all_reduce(flat)
+
+    @torch.no_grad()
     def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by those of the first process."""
         if self.count > 1:

@@ -87,7 +87,7 @@ class Trainer:
         for module in self.model.modules():
             if isinstance(module, ResidualBlock):
                 module.precision = torch.bfloat16 if stage.bfloat16 else None
-        self.optimizers = make_optimizers(self.model, stage.lr)
+        self.optimizers = make_optimizers(self.model, stage.lr, self.ranks)
 
     def train_step(self, sampler: CropSampler, stage: Stage) -> dict[str, Tensor]:
         """One step on a batch; return what to log, scalars on the device."""
