@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,21 +53,13 @@ def begin_randomly(weight: Tensor) -> None:
         nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
 
-class _Weighted(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
-        ctx.weight = weight
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.weight, None
-
-
 def weigh_gradient(x: Tensor, weight: float) -> Tensor:
     """Return x, with `weight` times its gradient."""
-    apply = cast(Callable[..., Tensor], _Weighted.apply)  # typed in some versions of torch only
-    return apply(x, weight)
+    weighted = x.view_as(x)
+    if weighted.requires_grad:
+        # typed in some versions of torch only
+        cast(Callable[..., object], weighted.register_hook)(lambda gradient: gradient * weight)
+    return weighted
 
 
 class QualityTable(nn.Module):
