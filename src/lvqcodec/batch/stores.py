@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where files lie: a local folder, or whatever fsspec knows by a URL (s3://, gs://, memory://).
-
-Names are relative, with `/` between their parts. In the folder `.lvq-batch` a store keeps what
-`lvq batch` remembers of it, logs of lines. Nothing in there is opened through a link.
-"""
+"""Which store a path or URL means, and where one lies in another."""
 
 from __future__ import annotations
 
@@ -15,11 +11,6 @@ from urllib.request import url2pathname
 from lvqcodec.batch.local_store import LocalStore
 from lvqcodec.batch.remote_store import RemoteStore
 from lvqcodec.batch.store import Store
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 def open_store(location: str) -> Store:
