@@ -96,7 +96,7 @@ def write(
     except FileExistsError as error:
         raise FileInTheWay(f"{_name(path)} exists by now: it is left as it is") from error
     except OSError as error:
-        raise UsageError(f"cannot write {_name(path)}: {_reason(error)}") from error
+        raise UsageError(f"cannot write {_name(path)}: {reason(error)}") from error
 
 
 def check(path: StrPath, *, room: int = 1, parents: bool = False) -> None:
@@ -116,7 +116,7 @@ def check(path: StrPath, *, room: int = 1, parents: bool = False) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         check_folder(target.parent, room=room, parents=parents)
     except OSError as error:
-        raise UsageError(f"cannot write {_name(path)}: {_reason(error)}") from error
+        raise UsageError(f"cannot write {_name(path)}: {reason(error)}") from error
 
 
 def check_folder(folder: StrPath, *, room: int = 1, parents: bool = False) -> None:
@@ -187,8 +187,8 @@ def _read_stream(
 
 
 def _unreadable(name: str, error: OSError | ValueError) -> UsageError:
-    reason = _reason(error) if isinstance(error, OSError) else error
-    return UsageError(f"cannot read {name}: {reason}")
+    said = reason(error) if isinstance(error, OSError) else error
+    return UsageError(f"cannot read {name}: {said}")
 
 
 def read_regular(path: StrPath, most: int) -> bytes:
@@ -211,7 +211,7 @@ def make_folders(path: StrPath) -> None:
     try:
         os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot write {_name(path)}: {_reason(error)}") from error
+        raise UsageError(f"cannot write {_name(path)}: {reason(error)}") from error
 
 
 def open_plain(
@@ -366,7 +366,8 @@ def _check_stream(path: StrPath) -> None:
             raise OSError(errno.EBADF, "it is open for reading only")
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Return what the system says of an error."""
     return error.strerror or str(error) or type(error).__name__
 
 

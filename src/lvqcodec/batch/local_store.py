@@ -23,7 +23,6 @@ from lvqcodec.batch.store import (
     Content,
     Entry,
     check_name,
-    reason,
 )
 from lvqcodec.errors import UsageError
 
@@ -54,7 +53,7 @@ class LocalStore:
             except OSError as error:
                 if not folder:
                     raise
-                yield Entry(folder, "folder", reason(error))
+                yield Entry(folder, "folder", files.reason(error))
                 continue
             inner = []
             for entry in found:
@@ -67,7 +66,7 @@ class LocalStore:
                     else:
                         yield Entry(name, _kind(entry))
                 except OSError as error:
-                    yield Entry(name, problem=reason(error))
+                    yield Entry(name, problem=files.reason(error))
             folders += reversed(inner)
 
     def read(self, name: str) -> Content:
@@ -133,7 +132,7 @@ class LocalStore:
             files.check_folder(self.root, parents=True)
             state = self._make_state()
         except OSError as error:
-            raise UsageError(f"cannot write to {self.location}: {reason(error)}") from error
+            raise UsageError(f"cannot write to {self.location}: {files.reason(error)}") from error
         if os.path.islink(state / _LOCK):
             raise _linked(state / _LOCK)
         lock = FileLock(state / _LOCK)
@@ -191,7 +190,7 @@ class LocalStore:
                 raise _linked(at) from error
             if isinstance(error, FileNotFoundError):
                 raise
-            raise UsageError(f"cannot open {at}: {reason(error)}") from error
+            raise UsageError(f"cannot open {at}: {files.reason(error)}") from error
         finally:
             if folder is not None:
                 os.close(folder)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from lvqcodec import files
-from lvqcodec.batch.store import STATE, Content, Entry, check_name, reason
+from lvqcodec.batch.store import STATE, Content, Entry, check_name
 from lvqcodec.errors import UsageError
 from lvqcodec.metrics import extra
 
@@ -102,7 +102,7 @@ class RemoteStore:
         try:
             self.write(probe, b"")
         except OSError as error:
-            raise UsageError(f"cannot write to {self.location}: {reason(error)}") from error
+            raise UsageError(f"cannot write to {self.location}: {files.reason(error)}") from error
         with suppress(OSError):
             self._files.rm_file(f"{self._root}/{probe}")
         return nullcontext()

@@ -94,11 +94,6 @@ class Store(Protocol):
         """
 
 
-def reason(error: OSError) -> str:
-    """Return what the system says of an error."""
-    return error.strerror or str(error) or type(error).__name__
-
-
 def check_name(name: str) -> None:
     """Raise UsageError for a name that leads out of its folder."""
     if any(part in ("", ".", "..") for part in name.split("/")):

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from lvqcodec import files
 from lvqcodec.cli.io import occupy_closed_streams
 from lvqcodec.errors import LvqError, UsageError
 
@@ -109,9 +110,8 @@ def explain(error: LvqError | OSError) -> tuple[str, int]:
     """Return what to say of an error, and the exit code."""
     if isinstance(error, LvqError):
         return str(error), error.exit_code
-    reason = (error.strerror or str(error) or type(error).__name__).lower()
     where = "" if error.filename is None else f"{click.format_filename(error.filename)}: "
-    return where + reason, UsageError.exit_code
+    return where + files.reason(error).lower(), UsageError.exit_code
 
 
 def _out_of_memory(error: Exception) -> bool:

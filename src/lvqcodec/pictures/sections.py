@@ -27,6 +27,7 @@ from lvqcodec.format.container import (
     Header,
     Section,
 )
+from lvqcodec.format.fields import AGAIN
 from lvqcodec.options import LOSSLESS
 from lvqcodec.pictures.picture import Picture
 
@@ -39,7 +40,6 @@ _RIFF = struct.Struct("<4sI4s4sI")
 _PNG_HEAD = struct.Struct(">8sI4sIIBB")
 _PNG_START = b"\x89PNG\r\n\x1a\n", 13, b"IHDR"
 _METADATA = tuple(name for name, kind in NAMED_SECTIONS.items() if kind != SECTION_ALPHA)
-_AGAIN = "fetch the file again"
 
 
 def pack_sections(picture: Picture, alpha_quality: int = LOSSLESS) -> list[Section]:
@@ -105,7 +105,7 @@ def _unpack_alpha(payload: bytes, width: int, height: int) -> NDArray[np.uint8]:
     coding, data = _coding("alpha", payload)
     if coding == _CONSTANT:
         if len(data) != 1:
-            raise FormatError(f"the alpha is damaged ({len(data)} bytes for one value); {_AGAIN}")
+            raise FormatError(f"the alpha is damaged ({len(data)} bytes for one value); {AGAIN}")
         return np.full((height, width), data[0], np.uint8)
     readers = {_VP8L: _open_vp8l, _PNG: _open_png, _AVIF: _open_avif}
     if coding not in readers:
@@ -119,7 +119,7 @@ def _unpack_alpha(payload: bytes, width: int, height: int) -> NDArray[np.uint8]:
         raise
     except Exception as error:  # Pillow lets out whatever its parsers stumble over
         reason = str(error) or type(error).__name__
-        raise FormatError(f"the alpha is damaged ({reason}); {_AGAIN}") from error
+        raise FormatError(f"the alpha is damaged ({reason}); {AGAIN}") from error
     return bands if bands.ndim == 2 else np.ascontiguousarray(bands[..., 1])
 
 
@@ -160,9 +160,9 @@ def _unpack_metadata(name: str, payload: bytes) -> bytes:
         try:
             data = inflater.decompress(data, MAX_METADATA_BYTES + 1)
         except zlib.error as error:
-            raise FormatError(f"the {name} section is damaged ({error}); {_AGAIN}") from error
+            raise FormatError(f"the {name} section is damaged ({error}); {AGAIN}") from error
         if len(data) <= MAX_METADATA_BYTES and (not inflater.eof or inflater.unused_data):
-            raise FormatError(f"the {name} section is damaged (cut or too long); {_AGAIN}")
+            raise FormatError(f"the {name} section is damaged (cut or too long); {AGAIN}")
     elif coding != _STORED:
         raise FormatError(f"coding {coding} of the {name} section is not known: upgrade lvqcodec")
     if not 0 < len(data) <= MAX_METADATA_BYTES:
@@ -172,5 +172,5 @@ def _unpack_metadata(name: str, payload: bytes) -> bytes:
 
 def _coding(name: str, payload: bytes) -> tuple[int, bytes]:
     if not payload:
-        raise FormatError(f"the {name} section is empty; {_AGAIN}")
+        raise FormatError(f"the {name} section is empty; {AGAIN}")
     return payload[0], payload[1:]
