@@ -13,7 +13,7 @@ from lvqcodec.model.lattices.parity import RATIO_ONE
 from lvqcodec.model.lattices.tables import CodingTables, parametric_tables
 from lvqcodec.model.lattices.z import Z
 
-FIRST = E8.fit().first_bin
+FIRST = E8.fit().packing.first_bin
 
 
 def empty(lattice):

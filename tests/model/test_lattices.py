@@ -52,7 +52,7 @@ def test_second_moment(name, moment):
 def test_tables_survive_their_storage(lattice):
     arrays = lattice.to_arrays()
     again = type(lattice).from_arrays(arrays)
-    assert again.first_bin == lattice.first_bin
+    assert again.packing == lattice.packing
     for name, array in again.to_arrays().items():
         assert array.dtype == arrays[name].dtype and array.tobytes() == arrays[name].tobytes()
 
@@ -135,7 +135,9 @@ def test_d4_ratio_is_recovered_from_vector_moments(ratio):
             counts[20, 0] += round(1e9 * mass * parities.count(0))
             counts[20, 1] += round(1e9 * mass * parities.count(1))
     fitted = D4.fit({"counts": counts, "offsets": np.zeros(counts.shape)})
-    assert fitted.parity_ratio[20 - fitted.first_bin] / RATIO_ONE == pytest.approx(ratio, abs=2e-4)
+    assert fitted.parity_ratio[20 - fitted.packing.first_bin] / RATIO_ONE == pytest.approx(
+        ratio, abs=2e-4
+    )
 
 
 def test_d4_refuses_odd_sums_and_damaged_tables():

@@ -17,7 +17,7 @@ from lvqcodec.model.lattices.e8 import E8
 from lvqcodec.model.lattices.tables import CodingTables, added, parametric_tables
 from lvqcodec.model.quantizer import LIMIT, RDO_LAMBDA, Quantizer
 
-FIRST = E8.fit().first_bin
+FIRST = E8.fit().packing.first_bin
 PACKED = [name for name in LATTICES if name != "z"]
 
 
@@ -58,7 +58,7 @@ def test_vectors_in_order_are_lattice_points_and_the_rest_scalars(name):
     lattice = quantizer.lattice
     j = quantizer.choose(x, bins)
     assert j.dtype == torch.int32
-    high = (bins >= lattice.first_bin).nonzero().squeeze(-1)
+    high = (bins >= lattice.packing.first_bin).nonzero().squeeze(-1)
     whole = len(high) // lattice.dim * lattice.dim
     assert 0 < whole < len(high)
     vectors = j[high[:whole]].reshape(-1, lattice.dim)
@@ -167,7 +167,7 @@ def test_reconstructions_are_exact_in_latent_units(quantizer):
     j = quantizer.choose(x, bins)
     found = quantizer.reconstruct(j, bins)
     assert found.dtype == torch.int32
-    high = np.flatnonzero(bins.numpy() >= quantizer.lattice.first_bin)
+    high = np.flatnonzero(bins.numpy() >= quantizer.lattice.packing.first_bin)
     packed = set(high[: len(high) // quantizer.lattice.dim * quantizer.lattice.dim].tolist())
     assert quantizer.lattice.centroids.any()
     for place, (value, row) in enumerate(zip(j.tolist(), bins.tolist(), strict=True)):
@@ -335,11 +335,11 @@ def test_counts_are_of_what_was_chosen_and_add_up(name):
     counts = [seen[key]["counts"] for key in ("z", name)]
     total = sum(c.sum(1) for c in counts)
     np.testing.assert_array_equal(total, np.bincount(bins.numpy(), minlength=NUM_BINS))
-    assert not counts[1][: lattice.first_bin].any() and counts[1][:, 1::2].any()
+    assert not counts[1][: lattice.packing.first_bin].any() and counts[1][:, 1::2].any()
     assert counts[1].sum() % lattice.dim == 0
-    low = (bins < lattice.first_bin).numpy()
+    low = (bins < lattice.packing.first_bin).numpy()
     one = (j.abs() == 1).numpy() & low
-    assert seen["z"]["offsets"][: lattice.first_bin, 1].sum() == pytest.approx(
+    assert seen["z"]["offsets"][: lattice.packing.first_bin, 1].sum() == pytest.approx(
         (1 - np.abs(x.numpy()[one])).sum(), rel=1e-4
     )
     twice = added(seen, seen)

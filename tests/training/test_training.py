@@ -25,7 +25,7 @@ from lvqcodec.catalog import find_model, read_files
 from lvqcodec.cli import main
 from lvqcodec.errors import ModelMismatch, ModelNotFound, UsageError
 from lvqcodec.model.codec_model import CodecModel
-from lvqcodec.model.lattices.parity import FIRST_BIN
+from lvqcodec.model.lattices.base import CODING_ORDER
 from lvqcodec.model.lattices.tables import CodingTables, parametric_tables
 from lvqcodec.model.quantizer import Quantizer
 from lvqcodec.training import export as exporting
@@ -563,7 +563,7 @@ def test_tables_are_fitted_to_what_the_lattices_choose(
         assert scalars.sum() == exporting.FIT_CROPS * 8 * 8 * 24  # all latents, as Z codes them
         assert coordinates[:, 1::2].sum() > 0  # halves
         assert 0 < coordinates.sum() < scalars.sum() and coordinates.sum() % 8 == 0
-        assert coordinates[:FIRST_BIN].sum() == 0
+        assert coordinates[: CODING_ORDER.first_bin].sum() == 0
         for counts in found.values():
             assert (counts["offsets"][counts["counts"] == 0] == 0).all()
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From residuals in steps to lattice points, to exact reconstructions, to symbols, and back.
 
-Of the latents of one call, in the order given, those of bins from the lattice's `first_bin` on (but
-not of rows of their own) go `dim` by `dim` into vectors; the rest are scalars, points of Z. In the
-stream the vectors come first, then the scalars. What either is in coordinates and bits is told in
-`lattices/`.
+Of the latents of one call those that the lattice's `packing` names (but not those of rows of their
+own) go `dim` by `dim` into vectors, in the order given or sorted by bin, the largest first; the
+rest are scalars, points of Z. In the stream the vectors come first, then the scalars. What either
+is in coordinates and bits is told in `lattices/`.
 """
 
 from __future__ import annotations
@@ -95,10 +95,13 @@ class Quantizer:
 
     def _split(self, bins: Integers) -> Iterator[tuple[Lattice, NDArray[np.intp]]]:
         """The lattices in the order of the stream, and the positions of the latents of each."""
-        joint = bins >= self.lattice.first_bin
+        packing = self.lattice.packing
+        joint = bins >= packing.first_bin
         if self.tables.own is not None:
             joint &= bins < NUM_BINS
         vectors = np.flatnonzero(joint)
+        if packing.by_bin:
+            vectors = vectors[np.argsort(-bins[vectors], kind="stable")]
         whole = len(vectors) // self.lattice.dim * self.lattice.dim
         joint[vectors[whole:]] = False
         if whole:

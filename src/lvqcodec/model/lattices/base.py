@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,13 +18,30 @@ if TYPE_CHECKING:  # training quantises, but never loads the range coder
 Arrays = Mapping[str, NDArray[Any]]
 
 
+class Packing(NamedTuple):
+    """Which of the latents that are coded together a lattice takes, and in which order.
+
+    Those of bin >= first_bin go into vectors, `dim` at a time; what fills no vector is scalar.
+    """
+
+    first_bin: int = 14
+    """Below about 0.42 step a lattice costs more than it gains."""
+    by_bin: bool = False
+    """Sorted, the largest bins first, and not in the order of coding."""
+
+
+CODING_ORDER = Packing()
+"""What held for all lattices before there was a choice."""
+
+
 class Lattice(ABC):
     """A lattice of `dim` dimensions and volume 1, together with the tables that were fitted to it.
 
     x are residuals in steps, vectors (V, dim) of them; bins (V, dim) say how far each is expected
     to reach: a bin is an index into `coding.rows.SIGMAS`. A point is told by integer coordinates
     j (V, dim), whatever integers suit the lattice; j = 0 is the origin and a coordinate of 0 means
-    that the latent is its mean. Vectors may hold coordinates of several bins.
+    that the latent is its mean. Vectors may hold coordinates of several bins. A quantizer without
+    blocks has dim = 1 and takes all vectors of a call for one point.
 
     `choose` and `bits` may use floats: they are the encoder's own affair. `write`, `read` and
     `reconstruct` are the same on every machine: rows that are stored and integer arithmetic alone.
@@ -35,13 +52,8 @@ class Lattice(ABC):
     name: ClassVar[str]
     dim: ClassVar[int]
 
-    @property
-    @abstractmethod
-    def first_bin(self) -> int:
-        """The packing rule: of the latents that are coded together those of bin >= first_bin go
-        into vectors, `dim` at a time and in order; what fills no vector is scalar. Below about 0.42
-        step (bin 14) a lattice costs more than it gains. Stored with the tables.
-        """
+    packing: Packing
+    """Which latents are packed into vectors; stored with the tables."""
 
     @abstractmethod
     def nearest(self, x: Tensor) -> Tensor:
@@ -84,7 +96,7 @@ class Lattice(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, counts: Arrays | None = None) -> Self:
+    def fit(cls, counts: Arrays | None = None, packing: Packing = CODING_ORDER) -> Self:
         """Fit tables to sums of `count`, shrunk towards parametric ones; without counts just these.
 
         The encoder's choice depends on the tables and the tables on the choice: repeat both.

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from lvqcodec.coding.fitting import PRIOR, fit_centroids
 from lvqcodec.coding.rows import LATENT_UNITS, Floats, Integers, bernoulli_rows
-from lvqcodec.model.lattices.base import Arrays
+from lvqcodec.model.lattices.base import CODING_ORDER, Arrays, Packing
 from lvqcodec.model.lattices.parity import (
-    FIRST_BIN,
     RATIO_ONE,
     ParityLattice,
     cheapest_parities,
@@ -95,17 +94,18 @@ class D4(ParityLattice):
         return float(self.rows.least_bits.min() + self.bernoulli.least_bits.min() * 3 / 4)
 
     @classmethod
-    def fit(cls, counts: Arrays | None = None) -> Self:
+    def fit(cls, counts: Arrays | None = None, packing: Packing = CODING_ORDER) -> Self:
         """See `Lattice.fit`; ratios as if all coordinates of a vector were of one bin."""
-        seen, offsets = counted(counts, cls.edge)
+        (seen, offsets), first = counted(counts, cls.edge), packing.first_bin
         shape = weights(cls.unit, _SECOND_MOMENT, cls.edge)
         ratios = [
             _fit_ratio(_class_sums(row), _class_sums(signs(prior)))
-            for row, prior in zip(seen[FIRST_BIN:], shape[FIRST_BIN:], strict=True)
+            for row, prior in zip(seen[first:], shape[first:], strict=True)
         ]
         return cls(
-            rows=fit_classes(seen, shape, cls.period, cls.offsets, cls.unit),
+            rows=fit_classes(cls, seen, shape, first),
             centroids=fit_centroids(seen, offsets, cls.num_centroids),
+            packing=packing,
             bernoulli=bernoulli_rows(),
             parity_ratio=to_q15(np.array(ratios)),
         )

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lvqcodec.coding.fitting import fit_row, of_class, row_radius
 from lvqcodec.coding.rows import BERNOULLI_ROWS, NUM_BINS, SIGMAS, Floats, Integers, RowTable
+from lvqcodec.model.lattices.base import Packing
 from lvqcodec.model.lattices.tabled import Tabled
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
 RATIO_ONE = 1 << 15
 """Parity ratios are Q15."""
-
-FIRST_BIN = 14
-"""First sigma >= 0.42: of smaller ones a lattice costs more than it gains."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +45,7 @@ class ParityLattice(Tabled):
     parity_ratio (NUM_BINS - first_bin,) int32: r of each bin in Q15.
     """
 
+    packing: Packing
     bernoulli: RowTable
     parity_ratio: NDArray[np.int32]
 
@@ -59,8 +58,8 @@ class ParityLattice(Tabled):
 
     @property
     def first_bin(self) -> int:
-        """See `Lattice.first_bin`: stored as the number of bins that have a ratio."""
-        return NUM_BINS - len(self.parity_ratio)
+        """The first bin that is packed into vectors."""
+        return self.packing.first_bin
 
     @abstractmethod
     def pick(self, costs: Tensor) -> Tensor:
@@ -72,17 +71,15 @@ class ParityLattice(Tabled):
         """Sum of the weights of each class (classes, bins from first_bin on), in any one scale."""
 
     def _fault(self) -> str | None:
-        bins, rows = len(self.parity_ratio), len(self.rows.sizes)
+        bins, rows = NUM_BINS - self.first_bin, len(self.rows.sizes)
         if (rows, len(self.bernoulli.sizes)) != (len(self.offsets) * bins, BERNOULLI_ROWS):
             return f"{rows} rows, {bins} bins, {len(self.bernoulli.sizes)} bernoulli rows"
-        if bins > NUM_BINS:
-            return f"{bins} bins"
         if self.bernoulli.sizes.max() != 2:
             return f"a bernoulli row of {self.bernoulli.sizes.max()} symbols"
         return self._ratio_fault(self.parity_ratio, RATIO_ONE) or super()._fault()
 
     def _ratio_fault(self, ratio: NDArray[Any], limit: int) -> str | None:
-        if ratio.dtype != np.int32 or ratio.shape != self.parity_ratio.shape[:1]:
+        if ratio.dtype != np.int32 or ratio.shape != (NUM_BINS - self.first_bin,):
             return f"ratios of type {ratio.dtype} and shape {ratio.shape}"
         if ratio.min() <= -limit or ratio.max() >= limit:
             return f"ratios of {ratio.min()} to {ratio.max()}, allowed is +-{limit - 1}"
@@ -216,14 +213,14 @@ def weights(unit: float, second_moment: float, edge: int) -> NDArray[np.float64]
 
 
 def fit_classes(
-    counts: Integers, shape: Floats, period: int, offsets: tuple[int, ...], unit: float
+    lattice: type[ParityLattice], counts: Integers, shape: Floats, first_bin: int
 ) -> RowTable:
-    """Rows of all bins from FIRST_BIN on and of all classes, from counts and weights over |j|."""
+    """Rows of all bins from first_bin on and of all classes, from counts and weights over |j|."""
     rows, radii = [], []
-    for index in range(FIRST_BIN, NUM_BINS):
-        radius = int(np.ceil(row_radius(SIGMAS[index]) / (period * unit)))
-        for offset in offsets:
-            rows.append(fit_row(counts[index], shape[index], period, offset, radius))
+    for index in range(first_bin, NUM_BINS):
+        radius = int(np.ceil(row_radius(SIGMAS[index]) / (lattice.period * lattice.unit)))
+        for offset in lattice.offsets:
+            rows.append(fit_row(counts[index], shape[index], lattice.period, offset, radius))
             radii.append(radius)
     return RowTable.from_rows(rows, radii)
 

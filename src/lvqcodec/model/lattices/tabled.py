@@ -16,7 +16,7 @@ from torch import Tensor
 from lvqcodec.coding.fitting import MAX_CENTROID
 from lvqcodec.coding.rows import FRACTION, LATENT_UNITS, NUM_BINS, Floats, RowTable, named
 from lvqcodec.errors import ModelMismatch
-from lvqcodec.model.lattices.base import Arrays, Lattice
+from lvqcodec.model.lattices.base import CODING_ORDER, Arrays, Lattice, Packing
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,9 @@ class Tabled(Lattice):
             value = getattr(self, field.name)
             if isinstance(value, RowTable):
                 arrays |= {f"{field.name}.{key}": part for key, part in value.to_arrays().items()}
+            elif isinstance(value, Packing):
+                if value != CODING_ORDER:  # weights of before there was a choice say nothing of it
+                    arrays[field.name] = np.array(value, np.int32)
             else:
                 arrays[field.name] = value
         return arrays
@@ -81,6 +84,8 @@ class Tabled(Lattice):
                 keys = [key for key in parts if key.startswith(prefix)]
                 rows = {key[len(prefix) :]: parts.pop(key) for key in keys}
                 parts[field.name] = RowTable.from_arrays(rows)
+            elif field.type in (Packing, Packing.__name__):
+                parts[field.name] = _packing(parts.get(field.name))
         return cls(**named(cls, parts))
 
     # --- choices ----------------------------------------------------------------------------------
@@ -149,6 +154,17 @@ class Tabled(Lattice):
 def _look_up(table: Tensor, cells: Tensor) -> Tensor:
     """Entries of a flat table; quicker than `take`."""
     return table.to(cells.device).index_select(0, cells.flatten()).view_as(cells)
+
+
+def _packing(array: NDArray[np.int32] | None) -> Packing:
+    """The packing of an array (first_bin, by_bin); ModelMismatch for another."""
+    if array is None:
+        return CODING_ORDER
+    if array.dtype != np.int32 or array.shape != (2,) or array[1] not in (0, 1):
+        raise ModelMismatch(f"packing is {array.tolist()}; install the weights again")
+    if not 0 <= array[0] <= NUM_BINS:
+        raise ModelMismatch(f"packing from bin {array[0]} on; install the weights again")
+    return Packing(int(array[0]), bool(array[1]))
 
 
 def counted(counts: Arrays | None, edge: int) -> tuple[NDArray[np.int64], Floats]:

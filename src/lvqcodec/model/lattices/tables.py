@@ -69,7 +69,7 @@ class CodingTables:
         The tables of a lattice that chose nothing stay as they are.
         """
         others = {
-            name: type(one).fit(counts[name]) if name in counts else one
+            name: type(one).fit(counts[name], one.packing) if name in counts else one
             for name, one in self.others.items()
         }
         if self.z.name not in counts:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lvqcodec.coding.fitting import fit_centroids, fit_row, row_radius
 from lvqcodec.coding.rows import NUM_BINS, SIGMAS, Integers, RowTable
-from lvqcodec.model.lattices.base import Arrays
+from lvqcodec.model.lattices.base import CODING_ORDER, Arrays, Packing
 from lvqcodec.model.lattices.tabled import Tabled, counted
 
 if TYPE_CHECKING:
@@ -35,11 +35,7 @@ class Z(Tabled):
     unit = 1.0
     edge = 512
     num_centroids = 9
-
-    @property
-    def first_bin(self) -> int:
-        """Nothing is packed."""
-        return NUM_BINS
+    packing = Packing(NUM_BINS)  # nothing
 
     def _fault(self) -> str | None:
         if len(self.rows.sizes) < NUM_BINS:
@@ -88,7 +84,7 @@ class Z(Tabled):
         return float(self.rows.least_bits.min())
 
     @classmethod
-    def fit(cls, counts: Arrays | None = None) -> Self:
+    def fit(cls, counts: Arrays | None = None, packing: Packing = CODING_ORDER) -> Self:
         """Rows of a logistic of standard deviation SIGMAS, fitted to counts; see `Lattice.fit`."""
         seen, offsets = counted(counts, cls.edge)
         radii = [row_radius(sigma) for sigma in SIGMAS]
