@@ -180,7 +180,7 @@ _KNOWN_KINDS = _PICTURES | {SECTION_ALPHA}
 _OPTIONAL = 0x80
 _GREY = 0x01
 _STRIDE_16 = 0x02
-_LATTICE_IDS = {"z": 0, "e8": 1, "d4": 2}  # on the wire: append only
+_LATTICE_IDS = {"z": 0, "e8": 1, "d4": 2, "trellis8": 6}  # on the wire: append only
 LATTICES = tuple(_LATTICE_IDS)
 """The lattices by name."""
 
