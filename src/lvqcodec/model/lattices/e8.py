@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 LOG_ONE = 1 << 10
 """Coset ratios are Q10."""
 
+SECOND_MOMENT = 0.0717
+"""Mean squared error of a coordinate, uniform within a cell, in squared steps."""
+
 
 @dataclass(frozen=True, eq=False)
 class E8(ParityLattice):
@@ -133,7 +136,7 @@ class E8(ParityLattice):
         are inverted as if all eight coordinates of a vector were of one bin.
         """
         (seen, offsets), first = counted(counts, cls.edge), packing.first_bin
-        shape = weights(cls.unit, _SECOND_MOMENT, cls.edge)
+        shape = weights(cls.unit, SECOND_MOMENT, cls.edge)
         ratios = [
             _fit_ratios(_class_sums(row), _class_sums(signs(prior)))
             for row, prior in zip(seen[first:], shape[first:], strict=True)
@@ -149,7 +152,6 @@ class E8(ParityLattice):
         )
 
 
-_SECOND_MOMENT = 0.0717
 _ODDS_PER_OCTAVE = 32
 _ODDS_RANGE = 12 * _ODDS_PER_OCTAVE
 
