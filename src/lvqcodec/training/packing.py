@@ -15,7 +15,7 @@ from lvqcodec.model.lattices.base import Packing
 from lvqcodec.model.lattices.tables import CodingTables, added
 from lvqcodec.model.quantizer import Quantizer
 
-_FIRST_BINS = range(8, 22)
+_FIRST_BINS = range(4, 22)
 
 
 def best_packing(tables: CodingTables, name: str, steps: Steps) -> tuple[CodingTables, float]:
