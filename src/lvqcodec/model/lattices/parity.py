@@ -138,11 +138,15 @@ class ParityLattice(Tabled):
 
     def _ratios(self, index: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Parity ratios (dim, V) and the products (dim + 1, V) of each and all after it."""
-        ratio = self.parity_ratio[index].astype(np.int64)
-        suffix = np.full((self.dim + 1, index.shape[1]), RATIO_ONE, np.int64)
+        ratio = self.parity_ratio.take(index).astype(np.int64)
+        return ratio, self._products(ratio)
+
+    def _products(self, ratio: Integers) -> NDArray[np.int64]:
+        """Products (dim + 1, V) of parity ratios (dim, V), of each and all after it."""
+        suffix = np.full((self.dim + 1, ratio.shape[1]), RATIO_ONE, np.int64)
         for i in reversed(range(self.dim)):
-            suffix[i] = ratio[i] * suffix[i + 1] // RATIO_ONE
-        return ratio, suffix
+            suffix[i] = ratio[i] * suffix[i + 1] >> 15
+        return suffix
 
     def _write_parities(
         self, parity: Integers, ratio: Integers, suffix: Integers, encoder: SymbolEncoder
