@@ -82,21 +82,22 @@ class ConstructionB(ParityLattice):
 
     def pick(self, costs: Tensor) -> Tensor:
         """See `ParityLattice.pick`: the best of all words, each by its best parities."""
-        even, odd = costs[..., :2], costs[..., 2:]
+        costs = costs.permute(1, 2, 0).contiguous()
+        even, odd = costs[:, :2], costs[:, 2:]
         words = torch.from_numpy(reed_muller(self.order, self.dim)).to(costs.device)
-        word = words[self._totals(even, odd).argmin(0)]
-        of_word = [torch.where(word, each[..., 1], each[..., 0])[..., None] for each in (even, odd)]
-        return 2 * cheapest_parities(*of_word)[0].squeeze(-1) + word
+        best = self._totals(even, odd).min(0).indices  # much quicker than argmin
+        word = words.T.index_select(1, best)
+        of_word = [torch.where(word, each[:, 1], each[:, 0]) for each in (even, odd)]
+        return (2 * cheapest_parities(*of_word)[0] + word).T
 
     def _totals(self, even: Tensor, odd: Tensor) -> Tensor:
-        """Least costs (words, V), of costs (V, dim, 2) of the parities where a word is 0 or 1."""
-        even, odd = (each.permute(1, 2, 0).contiguous() for each in (even, odd))
-        total = self._fold(torch.minimum(even, odd), torch.add, torch.cat)
-        wrong = self._fold(odd < even, torch.logical_xor, torch.cat)
-        loss = self._fold((odd - even).abs_(), torch.minimum, torch.cat)
+        """Least costs (words, V), of costs (dim, 2, V) of the parities where a word is 0 or 1."""
+        total = self._fold(torch.minimum(even, odd), torch.add, torch)
+        wrong = self._fold(odd < even, torch.logical_xor, torch)
+        loss = self._fold((odd - even).abs_(), torch.minimum, torch)
         return total.add_(loss.mul_(wrong))
 
-    def _fold(self, values: Any, fold: Callable[[Any, Any], Any], join: Callable[..., Any]) -> Any:
+    def _fold(self, values: Any, fold: Callable[[Any, Any], Any], library: Any) -> Any:
         """Fold values (dim, 2, V) over the coordinates of every word, which picks from the 2.
 
         The result is (words, V). Words of twice the length are (u, u) and, if the order is 1,
@@ -105,10 +106,10 @@ class ConstructionB(ParityLattice):
         values = values[:, :, None]
         while len(values) > 1:
             left, right = values[::2], values[1::2]
-            parts = [fold(left, right)]
+            values = fold(left, right)
             if self.order:
-                parts.append(fold(left, right[:, [1, 0]]))
-            values = join(parts, 2)
+                other = fold(left, library.flip(right, (1,)))
+                values = library.concatenate((values, other), 2)
         return values.reshape(2 * values.shape[2], values.shape[3])
 
     def bits(self, j: Tensor, bins: Tensor) -> float:
@@ -161,7 +162,7 @@ class ConstructionB(ParityLattice):
         """
         ratio, products = self._ratios(index)
         coset = self.coset_ratio.take(index)
-        logs = self._fold(np.stack((0 * coset, coset), 1), np.add, np.concatenate)
+        logs = self._fold(np.stack((0 * coset, coset), 1), np.add, np)
         power = logs // (LOG_ONE // _POWERS_PER_OCTAVE)
         masses = _POWERS.take(np.clip(power + _POWER_RANGE, 0, 2 * _POWER_RANGE))
         masses[0] = (RATIO_ONE + products[0]) << 15
@@ -224,38 +225,44 @@ class ConstructionB(ParityLattice):
         )
 
     @classmethod
+    def _halves(cls, coset: Floats) -> tuple[Floats, Floats]:
+        """Sums over words of (mass * share of zeros, mass * share of ones), without parities."""
+        ones, times = np.unique(reed_muller(cls.order, cls.dim).sum(1), return_counts=True)
+        masses = times[:, None] * 2.0 ** (ones[:, None] * coset)
+        odd = ones @ masses / cls.dim
+        return masses.sum(0) - odd, odd
+
+    @classmethod
     def _shares(cls, ratio: Floats, coset: Floats) -> NDArray[np.float64]:
         """Shares (3, bins) of the classes among coordinates that have these ratios (bins,).
 
-        Of a word that is 1 in a share s of its coordinates, the others have the moment E - O = r;
-        of the word 0, r + r^(dim - 1), as its sum is even.
+        An even coordinate has the moment E - O = r; of the word 0, r + r^(dim - 1).
         """
-        ones, times = np.unique(reed_muller(cls.order, cls.dim).sum(1), return_counts=True)
-        masses = times[:, None] * 2.0 ** (ones[:, None] * coset)
-        total = masses.sum(0) + ratio**cls.dim
-        half = ones @ masses / cls.dim
-        even = total - half
-        moment = (masses.sum(0) - half) * ratio + ratio ** (cls.dim - 1)
-        shares: NDArray[np.float64] = np.stack(((even + moment) / 2, (even - moment) / 2, half))
-        return shares / total
+        even, odd = cls._halves(coset)
+        moment = even * ratio + ratio ** (cls.dim - 1)
+        even = even + ratio**cls.dim
+        shares: NDArray[np.float64] = np.stack(((even + moment) / 2, (even - moment) / 2, odd))
+        return shares / (even + odd)
 
     @classmethod
     def _ratios_of(cls, counts: Floats) -> tuple[Floats, Floats]:
         """The parity and coset ratios (bins,) of which counts (3, bins) are the `_shares`."""
-        even, odd, half = counts / counts.sum(0)
+        moment = (counts[0] - counts[1]) / (counts[0] + counts[1])
+        odds = counts[2] / (counts[0] + counts[1])
 
-        def parity(coset: Floats) -> Floats:
+        def parity(even: Floats) -> Floats:
             def too_large(ratio: Floats) -> Any:
-                of_even, of_odd, _ = cls._shares(ratio, coset)
-                return (of_even - of_odd) * (even + odd) > (even - odd) * (of_even + of_odd)
+                power = ratio ** (cls.dim - 1)
+                return even * ratio + power > moment * (even + ratio * power)
 
-            return _bisected(-1.0, 1.0, too_large, np.zeros_like(even))
+            return _bisected(np.full_like(moment, -1), 2.0, too_large)
 
         def too_large(coset: Floats) -> Any:
-            return cls._shares(parity(coset), coset)[2] > half
+            even, odd = cls._halves(coset)
+            return odd > odds * (even + parity(even) ** cls.dim)
 
-        coset = _bisected(-_COSET_RANGE, _COSET_RANGE, too_large, np.zeros_like(even))
-        return parity(coset), coset
+        coset = _bisected(np.full_like(moment, -_COSET_RANGE), 2 * _COSET_RANGE, too_large)
+        return parity(cls._halves(coset)[0]), coset
 
 
 @cache
@@ -314,9 +321,8 @@ def _class_sums(masses: Floats | Integers) -> NDArray[np.float64]:
     return np.array(sums, np.float64)
 
 
-def _bisected(low: float, high: float, too_large: Callable[[Floats], Any], like: Floats) -> Floats:
-    """Where `too_large`, which becomes true on the way from low to high, does so: as many as like."""
-    value, width = like + low, high - low
+def _bisected(value: Floats, width: float, too_large: Callable[[Floats], Any]) -> Floats:
+    """Where `too_large`, false at first, becomes true within `width` of each value."""
     for _ in range(_BISECTIONS):
         width /= 2
         value = value + np.where(too_large(value + width), 0.0, width)

@@ -189,10 +189,10 @@ def cheapest_parities(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
     where the sum is wrong, the coordinate changes that loses least.
     """
     is_odd = odd < even
-    loss, place = (odd - even).abs().min(-2, keepdim=True)
+    loss, place = (odd - even).abs_().min(-2, keepdim=True)
     wrong = is_odd.sum(-2, keepdim=True) & 1
-    total = torch.minimum(odd, even).sum(-2, keepdim=True) + loss * wrong
-    return is_odd.long().scatter_add(-2, place, wrong) & 1, total.squeeze(-2)
+    total = torch.minimum(odd, even).sum(-2, keepdim=True).addcmul_(loss, wrong)
+    return is_odd.long().scatter_add_(-2, place, wrong) & 1, total.squeeze(-2)
 
 
 def _parity_rows(ratio: Integers, suffix: Integers, state: Integers) -> Any:
