@@ -152,7 +152,7 @@ class ParityLattice(Tabled):
         self, parity: Integers, ratio: Integers, suffix: Integers, encoder: SymbolEncoder
     ) -> None:
         """Code all parities (dim, V) but the last; ValueError where their sum is odd."""
-        state = np.cumsum(parity, axis=0) & 1
+        state = np.bitwise_xor.accumulate(parity.astype(np.int8), axis=0)
         if state[-1].any():
             raise ValueError(f"vectors that are no points of {self.name}")
         before = np.concatenate((np.zeros_like(state[:1]), state[:-2]))
@@ -197,9 +197,11 @@ def cheapest_parities(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
 
 def _parity_rows(ratio: Integers, suffix: Integers, state: Integers) -> Any:
     """Rows of an odd parity, given the parity `state` before and the product `suffix` after."""
-    rest = np.where(state, -suffix, suffix)
-    odd = (RATIO_ONE - ratio) * (RATIO_ONE - rest)
-    return odd * BERNOULLI_ROWS // (2 * (RATIO_ONE * RATIO_ONE + ratio * rest))
+    ratio = ratio.astype(np.int32)  # all products are below 2^32: half as wide, twice as fast
+    rest = suffix.astype(np.int32) * (1 - 2 * state.astype(np.int32))
+    odd = (RATIO_ONE - ratio).view(np.uint32) * (RATIO_ONE - rest).view(np.uint32)
+    even_and_odd = (RATIO_ONE * RATIO_ONE + ratio * rest).view(np.uint32)  # of twice the weight
+    return (odd.astype(np.uint64) * (BERNOULLI_ROWS // 2) // even_and_odd).astype(np.int32)
 
 
 # --- fitting --------------------------------------------------------------------------------------
