@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lvqcodec.model.entropy.base import Density
-from lvqcodec.model.lattices.e8 import E8, SECOND_MOMENT
+from lvqcodec.model.lattices.e8 import E8
 from lvqcodec.model.likelihood import Logistic, logistic_bin, rdo_round, widened_bits
 from lvqcodec.model.quantizer import RDO_LAMBDA
 
@@ -92,8 +92,8 @@ def lattice(residual: Tensor, density: Density) -> Proxy:
     weights = torch.full_like(x, RDO_LAMBDA).view(shape)
     points = _E8.choose(x.detach().view(shape), bins[at].view(shape), weights) * _E8.unit
     points = points.to(x.dtype).flatten()
-    smooth = widened_bits(x, sigma.detach(), SECOND_MOMENT)
-    bits = widened_bits(points, sigma, SECOND_MOMENT) + smooth - smooth.detach()
+    smooth = widened_bits(x, sigma.detach(), E8.second_moment)
+    bits = widened_bits(points, sigma, E8.second_moment) + smooth - smooth.detach()
     return Proxy(
         scalar.bits.flatten().index_copy(0, at, bits).view_as(residual),
         scalar.rounded.flatten().index_copy(0, at, points).view_as(residual),
