@@ -310,7 +310,7 @@ _MIRROR = np.array([0, 0, 0, -1], np.int32)
 
 
 def _rows_of_bit(totals: Integers, parts: Integers, number: Integers) -> Any:
-    """Rows of the next bit of numbers (V,), given their first bits: shares of the sums of masses."""
+    """Rows of the next bit of numbers (V,), given their first bits: shares of sums of masses."""
     ones = np.take_along_axis(parts, 2 * number[None] + 1, 0)[0]
     return ones * BERNOULLI_ROWS // np.take_along_axis(totals, number[None], 0)[0]
 
