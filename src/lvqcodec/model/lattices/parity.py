@@ -144,9 +144,9 @@ class ParityLattice(Tabled):
     def _products(self, ratio: Integers) -> Any:
         """Products (dim + 1, V) of parity ratios (dim, V), of each and all after it."""
         suffix = np.full((self.dim + 1, ratio.shape[1]), RATIO_ONE, ratio.dtype)
-        for i in reversed(range(self.dim)):
-            np.multiply(ratio[i], suffix[i + 1], out=suffix[i])
-            suffix[i] >>= 15
+        for one, rest, product in zip(ratio[::-1], suffix[:0:-1], suffix[-2::-1], strict=True):
+            np.multiply(one, rest, out=product)
+            product >>= 15
         return suffix
 
     def _write_parities(
@@ -154,8 +154,8 @@ class ParityLattice(Tabled):
     ) -> None:
         """Code all parities (dim, V) but the last; ValueError where their sum is odd."""
         before = np.zeros_like(parity)
-        for i in range(self.dim - 1):
-            np.bitwise_xor(before[i], parity[i], out=before[i + 1])  # much quicker than accumulate
+        for one, odd, both in zip(parity, before, before[1:], strict=False):
+            np.bitwise_xor(one, odd, out=both)  # much quicker than to accumulate
         if (before[-1] ^ parity[-1]).any():
             raise ValueError(f"vectors that are no points of {self.name}")
         rows = _parity_rows(ratio[:-1], suffix[1:-1], before[:-1])
