@@ -90,7 +90,7 @@ class ConstructionB(ParityLattice):
         of_word = [torch.where(word, each[:, 1], each[:, 0]) for each in (even, odd)]
         return (2 * cheapest_parities(*of_word)[0] + word).T
 
-    def _totals(self, even: Tensor, odd: Tensor) -> Tensor:
+    def _totals(self, even: Tensor, odd: Tensor) -> Any:
         """Least costs (words, V), of costs (dim, 2, V) of the parities where a word is 0 or 1."""
         total = self._fold(torch.minimum(even, odd), torch.add, torch)
         wrong = self._fold(odd < even, torch.logical_xor, torch)
@@ -146,7 +146,7 @@ class ConstructionB(ParityLattice):
         q = self._read_values(_value_rows(index, residue), decoder) ^ _mirror(residue)
         return known(4 * q + residue, decoder)
 
-    def _number(self, word: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _number(self, word: Integers) -> Integers:
         """Numbers (V,) of words (dim, V); ValueError for vectors that are none."""
         number = word[0]
         if self.order:
@@ -176,7 +176,9 @@ class ConstructionB(ParityLattice):
     ) -> None:
         """Code the numbers of words (V,), bit by bit from the largest."""
         shifts = range(len(sums) - 1, 0, -1)
-        rows = [_rows_of_bit(*sums[i : i + 2], number >> n) for i, n in enumerate(shifts)]
+        rows = [
+            _rows_of_bit(*two, number >> n) for two, n in zip(pairwise(sums), shifts, strict=True)
+        ]
         bits = [number >> (n - 1) & 1 for n in shifts]
         encoder.encode_bits(np.concatenate(bits), np.concatenate(rows), self.bernoulli)
 
@@ -310,7 +312,6 @@ _COSET_RANGE = 16.0
 # --- residues mod 4 ------------------------------------------------------------------------------
 
 
-
 def _value_rows(index: Integers, residue: Integers) -> Any:
     """Rows of the values: classes 0, 2, 1, 2 of the residues 0 to 3."""
     return 3 * index + ((residue & 1) << 1 | (residue == 2))
@@ -325,11 +326,10 @@ def _mirror(residue: Integers) -> Any:
 
 
 def _rows_of_bit(totals: Integers, parts: Integers, number: Integers) -> Any:
-    """Rows of the next bit of numbers (V,), given their first bits: shares of the sums of masses."""
+    """Rows of the next bit of numbers (V,), given their first bits: shares of sums of masses."""
     place = number.astype(np.intp) * len(number) + np.arange(len(number))
-    total = totals.ravel().take(place)
-    one = parts.reshape(len(totals), -1)[:, len(number) :].ravel().take(place)
-    return (one * BERNOULLI_ROWS // total).astype(np.int32)
+    ones, total = (sums.ravel().take(place) for sums in (parts[1::2], totals))
+    return (ones * BERNOULLI_ROWS // total).astype(np.int32)
 
 
 def _class_sums(masses: Floats | Integers) -> NDArray[np.float64]:
