@@ -146,7 +146,7 @@ class ConstructionB(ParityLattice):
         q = self._read_values(_value_rows(index, residue), decoder) ^ _mirror(residue)
         return known(4 * q + residue, decoder)
 
-    def _number(self, word: Integers) -> Integers:
+    def _number(self, word: Integers) -> Any:
         """Numbers (V,) of words (dim, V); ValueError for vectors that are none."""
         number = word[0]
         if self.order:
@@ -175,11 +175,9 @@ class ConstructionB(ParityLattice):
         self, number: Integers, sums: list[NDArray[np.uint64]], encoder: SymbolEncoder
     ) -> None:
         """Code the numbers of words (V,), bit by bit from the largest."""
-        shifts = range(len(sums) - 1, 0, -1)
-        rows = [
-            _rows_of_bit(*two, number >> n) for two, n in zip(pairwise(sums), shifts, strict=True)
-        ]
-        bits = [number >> (n - 1) & 1 for n in shifts]
+        shifts = range(len(sums) - 2, -1, -1)
+        bits = [number >> n & 1 for n in shifts]
+        rows = [_rows_of_bit(sums[-n - 2], sums[-n - 1], number >> n + 1) for n in shifts]
         encoder.encode_bits(np.concatenate(bits), np.concatenate(rows), self.bernoulli)
 
     def _read_number(self, sums: list[NDArray[np.uint64]], decoder: SymbolDecoder) -> Any:
@@ -290,7 +288,7 @@ def _words(order: int, length: int) -> NDArray[np.bool_]:
     return np.ascontiguousarray(reed_muller(order, length, numbers).T, np.bool_)
 
 
-# --- powers of two ----------------------------------------------------------------------------
+# --- powers of two --------------------------------------------------------------------------------
 
 _POWERS_PER_OCTAVE = 32
 _POWER_RANGE = 12 * _POWERS_PER_OCTAVE
@@ -306,10 +304,8 @@ def _power(exponent: int) -> int:
 
 _POWERS = np.array([_power(step) for step in range(-_POWER_RANGE, _POWER_RANGE + 1)], np.uint64)
 
-_BISECTIONS = 30
-_COSET_RANGE = 16.0
 
-# --- residues mod 4 ------------------------------------------------------------------------------
+# --- residues mod 4 and bits of numbers -----------------------------------------------------------
 
 
 def _value_rows(index: Integers, residue: Integers) -> Any:
@@ -330,6 +326,13 @@ def _rows_of_bit(totals: Integers, parts: Integers, number: Integers) -> Any:
     place = number.astype(np.intp) * len(number) + np.arange(len(number))
     ones, total = (sums.ravel().take(place) for sums in (parts[1::2], totals))
     return (ones * BERNOULLI_ROWS // total).astype(np.int32)
+
+
+# --- inversion of moments -------------------------------------------------------------------------
+
+_BISECTIONS = 30
+_COSET_RANGE = 16.0
+"""Coset ratios are within 2^-16 and 2^16."""
 
 
 def _class_sums(masses: Floats | Integers) -> NDArray[np.float64]:
