@@ -164,18 +164,18 @@ class Tabled(Lattice):
         return torch.from_numpy(shifts)
 
 
-def _look_up(table: Tensor, cells: Tensor) -> Tensor:
-    """Entries of a flat table; quicker than `take`."""
-    return table.to(cells.device).index_select(0, cells.flatten()).view_as(cells)
-
-
 def _along(values: Tensor, like: Tensor) -> Tensor:
     """Values (dim,) that broadcast to `like` (V, dim, ...)."""
     return values.to(like.device).view(-1, *[1] * (like.ndim - 2))
 
 
+def _look_up(table: Tensor, cells: Tensor) -> Tensor:
+    """Entries of a flat table; quicker than `take`."""
+    return table.to(cells.device).index_select(0, cells.flatten()).view_as(cells)
+
+
 def q24_root(numerator: int, denominator: int, degree: int) -> int:
-    """LATENT_UNITS (numerator / denominator)^(1 / degree) in Q24, rounded down: integers alone."""
+    """LATENT_UNITS * (numerator / denominator)^(1 / degree) in Q24, rounded down, by integers."""
     power = (LATENT_UNITS << 24) ** degree * numerator // denominator
     root = 0
     for bit in reversed(range(power.bit_length() // degree + 1)):
