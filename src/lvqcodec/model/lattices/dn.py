@@ -2,10 +2,10 @@
 """D_n, the integer vectors of n coordinates with an even sum, scaled to volume 1.
 
 As they stand the vectors have volume 2, so a coordinate is 2^(-1/n) step. The normalised second
-moment is (1/12 + 1/(2 n (n + 1))) / 4^(1/n), least for n = 6 (Conway and Sloane, "Voronoi regions of
-lattices, second moments of polytopes, and quantization", 1982, doi.org/10.1109/TIT.1982.1056483).
-There are two classes, even and odd. Order in the stream: the parities of all vectors, coordinate by
-coordinate (the last follows from the others); their values.
+moment is (1/12 + 1/(2 n (n + 1))) / 4^(1/n), least for n = 6 (Conway and Sloane, "Voronoi regions
+of lattices, second moments of polytopes, and quantization", 1982,
+doi.org/10.1109/TIT.1982.1056483). There are two classes, even and odd. Order in the stream: the
+parities of all vectors, coordinate by coordinate (the last follows from the others); their values.
 """
 
 from __future__ import annotations
