@@ -75,9 +75,6 @@ def table(*rows: Iterable[str]) -> None:
     print(flush=True)
 
 
-# --- the cell -------------------------------------------------------------------------------------
-
-
 def places(lattice: Lattice, j: Tensor) -> Tensor:
     """Where j lies, in steps to 1/128: parametric tables have no centroids."""
     return lattice.reconstruct(j, torch.full_like(j, 30)) / LATENT_UNITS
@@ -118,8 +115,8 @@ def decibels(moment: float) -> float:
     return -10 * math.log10(12 * moment)
 
 
-def sphere(dim: float) -> float:
-    """The second moment of a ball of that dimension: no cell has a smaller one."""
+def ball(dim: float) -> float:
+    """The second moment of a ball of volume 1: no cell of that dimension has a smaller one."""
     return math.exp(2 / dim * math.lgamma(dim / 2 + 1)) / ((dim + 2) * math.pi)
 
 
@@ -130,16 +127,12 @@ def cells(samples: int) -> dict[str, tuple[int, float]]:
         lattice = kind.fit()
         moment, error = second_moment(lattice, samples)
         gains[name] = lattice.dim, decibels(moment)
+        facts = f"{moment:.5f} ± {error:.5f}", f"{gains[name][1]:.3f}"
         dim = "chain" if lattice.dim == 1 and name != "z" else str(lattice.dim)
-        moments = f"{moment:.5f} ± {error:.5f}"
-        number = kissing_number(lattice, samples)
-        rows.append((name, dim, moments, f"{gains[name][1]:.3f}", number))
+        rows.append((name, dim, *facts, kissing_number(lattice, samples)))
     print(f"Cells of volume 1: {samples:,} random latents (mean ± standard error)\n")
     table(("lattice", "dimension", "second moment", "gain [dB]", "kissing number"), *rows)
     return gains
-
-
-# --- speed ----------------------------------------------------------------------------------------
 
 
 def medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -210,9 +203,6 @@ def exhaustive(latents: int) -> None:
     table(("dimension", *taken), ("time", *taken.values()))
 
 
-# --- rate at equal error --------------------------------------------------------------------------
-
-
 def rate_and_error(name: str, step: float, packing: Packing, samples: int) -> tuple[float, float]:
     """Bits of real bytes a latent, and squared error, of the mixture divided by a step."""
     mean = BELOW_03["mean"] - math.log(step)
@@ -262,7 +252,7 @@ def draw(gains: dict[str, tuple[int, float]], saved: dict[str, list[float]], pat
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     dims = np.geomspace(1, 32, 100)
-    left.plot(dims, [decibels(sphere(dim)) for dim in dims], color="grey", label="sphere bound")
+    left.plot(dims, [decibels(ball(dim)) for dim in dims], color="grey", label="sphere bound")
     for name, (dim, gain) in gains.items():
         if dim == 1 and name != "z":
             left.axhline(gain, linestyle=":", label=f"{name}, a chain")
@@ -270,13 +260,10 @@ def draw(gains: dict[str, tuple[int, float]], saved: dict[str, list[float]], pat
             left.plot(dim, gain, "o", color="crimson")
             left.annotate(f" {name}", (dim, gain), va="top")
     left.set_xscale("log", base=2)
-    left.set_xticks([1, 2, 4, 8, 16, 24, 32], ["1", "2", "4", "8", "16", "24", "32"])
-    left.set_xlabel("dimension")
-    left.set_ylabel("gain over scalars at high rate [dB]")
+    left.set(xlabel="dimension", ylabel="gain over scalars at high rate [dB]")
     for name, percents in saved.items():
         right.plot(RATES, percents, "o-", label=name)
-    right.set_xlabel("bits a latent")
-    right.set_ylabel("rate saved at equal squared error [%]")
+    right.set(xlabel="bits a latent", ylabel="rate saved at equal squared error [%]")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
@@ -291,9 +278,8 @@ def main() -> None:
     parser.add_argument("--out", help="picture file to draw into")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    samples, latents = options.samples, 200_000
-    if options.quick:
-        samples, latents = samples // 10, latents // 10
+    less = 10 if options.quick else 1
+    samples, latents = options.samples // less, 200_000 // less
     gains = cells(10 * samples)
     x, bins = source(latents, 6, **CODEC)
     speeds("scalars and vectors", x, bins)
