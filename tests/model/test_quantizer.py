@@ -63,7 +63,7 @@ def test_vectors_in_order_are_lattice_points_and_the_rest_scalars(name):
     assert j.dtype == torch.int32
     high = (bins >= lattice.packing.first_bin).nonzero().squeeze(-1)
     whole = len(high) // lattice.dim * lattice.dim
-    assert 0 < whole < len(high)
+    assert 0 < whole and (whole < len(high)) == (lattice.dim > 1)
     vectors = j[high[:whole]].reshape(-1, lattice.dim)
     points = type(lattice).fit().reconstruct(vectors, torch.full_like(vectors, FIRST))
     assert torch.equal(lattice.nearest(points / LATENT_UNITS), vectors)
@@ -86,7 +86,7 @@ def test_where_bits_cost_nothing_the_nearest_point_is_chosen(name):
     nearest = lattice.nearest(x.reshape(-1, lattice.dim)).flatten()
     assert torch.equal(quantizer.choose(x, bins), nearest)
     points = quantizer.reconstruct(nearest, bins) / LATENT_UNITS
-    assert 0.06 < (points - x).square().mean() < 1.1 / 12
+    assert 0.055 < (points - x).square().mean() < 1.1 / 12  # no cell is below 0.0585
 
 
 def axes(lattice):

@@ -15,10 +15,10 @@ over q in j = period q + offset.
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -227,7 +227,7 @@ def fit_classes(
 ) -> RowTable:
     """Rows of all packed bins and of all classes, from counts and weights over |j|, of all bins."""
     rows, radii = [], []
-    for axis, index in product(range(len(lattice.axes)), range(first_bin, NUM_BINS)):
+    for axis, index in itertools.product(range(len(lattice.axes)), range(first_bin, NUM_BINS)):
         unit, place = lattice.unit * lattice.axes[axis], NUM_BINS * axis + index
         radius = int(np.ceil(row_radius(SIGMAS[index]) / (lattice.period * unit)))
         for offset in lattice.offsets:
