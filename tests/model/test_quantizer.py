@@ -63,7 +63,7 @@ def test_vectors_in_order_are_lattice_points_and_the_rest_scalars(name):
     assert j.dtype == torch.int32
     high = (bins >= lattice.packing.first_bin).nonzero().squeeze(-1)
     whole = len(high) // lattice.dim * lattice.dim
-    assert 0 < whole and (whole < len(high)) == (lattice.dim > 1)
+    assert whole > 0 and (whole < len(high)) == (lattice.dim > 1)
     vectors = j[high[:whole]].reshape(-1, lattice.dim)
     points = type(lattice).fit().reconstruct(vectors, torch.full_like(vectors, FIRST))
     assert torch.equal(lattice.nearest(points / LATENT_UNITS), vectors)
