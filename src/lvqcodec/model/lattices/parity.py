@@ -15,6 +15,7 @@ over q in j = period q + offset.
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class ParityLattice(Tabled):
     """A lattice that the residues of its coordinates tell, in classes over a parity trellis.
 
     rows: row = len(offsets) * (bin - first_bin) + class; bernoulli: the rows of bits;
-    parity_ratio (NUM_BINS - first_bin,) int32: r of each bin in Q15.
+    parity_ratio (NUM_BINS - first_bin,) int32: r of each bin in Q15. Both, of one axis after the
+    other.
     """
 
     packing: Packing
@@ -61,6 +63,11 @@ class ParityLattice(Tabled):
         """The first bin that is packed into vectors."""
         return self.packing.first_bin
 
+    @property
+    def _packed_bins(self) -> int:
+        """Of all axes."""
+        return (NUM_BINS - self.first_bin) * len(self.axes)
+
     @abstractmethod
     def pick(self, costs: Tensor) -> Tensor:
         """Residues (V, dim) int64 of the cheapest point, costs (V, dim, period) of each residue."""
@@ -68,10 +75,10 @@ class ParityLattice(Tabled):
     @property
     @abstractmethod
     def class_masses(self) -> Floats:
-        """Sum of the weights of each class (classes, bins from first_bin on), in any one scale."""
+        """Sum of the weights of each class (classes, packed bins), in any one scale."""
 
     def _fault(self) -> str | None:
-        bins, rows = NUM_BINS - self.first_bin, len(self.rows.sizes)
+        bins, rows = self._packed_bins, len(self.rows.sizes)
         if (rows, len(self.bernoulli.sizes)) != (len(self.offsets) * bins, BERNOULLI_ROWS):
             return f"{rows} rows, {bins} bins, {len(self.bernoulli.sizes)} bernoulli rows"
         if self.bernoulli.sizes.max() != 2:
@@ -79,7 +86,7 @@ class ParityLattice(Tabled):
         return self._ratio_fault(self.parity_ratio, RATIO_ONE) or super()._fault()
 
     def _ratio_fault(self, ratio: NDArray[Any], limit: int) -> str | None:
-        if ratio.dtype != np.int32 or ratio.shape != (NUM_BINS - self.first_bin,):
+        if ratio.dtype != np.int32 or ratio.shape != (self._packed_bins,):
             return f"ratios of type {ratio.dtype} and shape {ratio.shape}"
         if ratio.min() <= -limit or ratio.max() >= limit:
             return f"ratios of {ratio.min()} to {ratio.max()}, allowed is +-{limit - 1}"
@@ -89,7 +96,7 @@ class ParityLattice(Tabled):
 
     def nearest(self, x: Tensor) -> Tensor:
         """See `Lattice.nearest`."""
-        return self._cheapest(x, lambda j: (j * self.unit - x[..., None]).square())
+        return self._cheapest(x, lambda j: (j * self._units(j) - x[..., None]).square())
 
     def choose(self, x: Tensor, bins: Tensor, rdo_lambda: Tensor) -> Tensor:
         """See `Lattice.choose`.
@@ -104,7 +111,7 @@ class ParityLattice(Tabled):
         """The points around x (V, dim) of least `loss`, which maps j (V, dim, period) to costs."""
         period = self.period
         residues = torch.arange(period, device=x.device)
-        scaled = x[..., None] * (1 / self.unit)
+        scaled = x[..., None] * (1 / self._units(x[..., None]))
         low = (((scaled - residues) / period).floor_() * period + residues).int()
         below, above = loss(low), loss(low + period)
         pick = self.pick(torch.minimum(below, above))[..., None]
@@ -117,8 +124,9 @@ class ParityLattice(Tabled):
 
         A point costs their sum plus log2 of the mass of all points, which is the same for all.
         """
-        costs = np.full((NUM_BINS, self.edge + 1), np.inf, np.float32)
-        bins = np.arange(len(self.parity_ratio))[:, None]
+        axes = len(self.axes)
+        costs = np.full((axes, NUM_BINS, self.edge + 1), np.inf, np.float32)
+        bins = np.arange(self._packed_bins)[:, None]
         masses = np.log2(self.class_masses)
         for kind, offset in enumerate(self.offsets):
             sizes = np.arange(self.edge + 1)
@@ -127,14 +135,16 @@ class ParityLattice(Tabled):
             q = np.broadcast_to((j - offset) // self.period, (len(bins), len(j)))
             rows = np.broadcast_to(len(self.offsets) * bins + kind, q.shape)
             bits = self.rows.integer_bits(q, rows) - masses[kind][:, None]
-            costs[self.first_bin :, sizes] = bits
-        return costs
+            costs[:, self.first_bin :, sizes] = bits.reshape(axes, -1, len(sizes))
+        return costs.reshape(-1, self.edge + 1)
 
     # --- the trellis ------------------------------------------------------------------------------
 
     def _index(self, bins: Integers) -> NDArray[np.int16]:
-        """Bins (V, dim) from first_bin on, coordinates first: (dim, V)."""
-        return np.ascontiguousarray(bins.astype(np.int16).T) - np.int16(self.first_bin)
+        """Bins (V, dim) from first_bin on, of one axis after the other: (dim, V)."""
+        axis = np.arange(len(self.axes), dtype=np.int16)[:, None]
+        starts = (NUM_BINS - self.first_bin) * axis - np.int16(self.first_bin)
+        return np.ascontiguousarray(bins.astype(np.int16).T) + starts
 
     def _ratios(self, index: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Parity ratios (dim, V) and the products (dim + 1, V) of each and all after it."""
@@ -223,12 +233,13 @@ def weights(unit: float, second_moment: float, edge: int) -> NDArray[np.float64]
 def fit_classes(
     lattice: type[ParityLattice], counts: Integers, shape: Floats, first_bin: int
 ) -> RowTable:
-    """Rows of all bins from first_bin on and of all classes, from counts and weights over |j|."""
+    """Rows of all packed bins and of all classes, from counts and weights over |j|, of all bins."""
     rows, radii = [], []
-    for index in range(first_bin, NUM_BINS):
-        radius = int(np.ceil(row_radius(SIGMAS[index]) / (lattice.period * lattice.unit)))
+    for axis, index in itertools.product(range(len(lattice.axes)), range(first_bin, NUM_BINS)):
+        unit, place = lattice.unit * lattice.axes[axis], NUM_BINS * axis + index
+        radius = int(np.ceil(row_radius(SIGMAS[index]) / (lattice.period * unit)))
         for offset in lattice.offsets:
-            rows.append(fit_row(counts[index], shape[index], lattice.period, offset, radius))
+            rows.append(fit_row(counts[place], shape[place], lattice.period, offset, radius))
             radii.append(radius)
     return RowTable.from_rows(rows, radii)
 
