@@ -196,6 +196,7 @@ def test_files_of_other_folders_are_refused(models, weights):
         ("digest =", "digest = 7 #", "is broken"),
         ("name =", "name", "is broken"),
         ('"baseline"', "3", "profile = 3 is no text"),
+        ("digest =", "lattice = 8\ndigest =", "lattice = 8 is no name"),
         ('"a test"', "['a test']", r"description = \['a test'\] is no text"),
         ('"a test"', r'"\u001b[2Ja"', r"description = '\\x1b\[2Ja' is not to be printed"),
         ('"a test"', r'"\u202ea"', r"description = '\\u202ea' is not to be printed"),

@@ -113,6 +113,20 @@ def test_the_default_lattice_is_the_models_own(tiny, photograph):
     assert encode(picture, model=tiny) == encode(picture, model=tiny, quality=50, lattice="e8")
 
 
+def test_a_card_may_name_another_default_lattice(tmp_path, monkeypatch, new_model, photograph):
+    monkeypatch.setenv("LVQ_MODEL_PATH", str(tmp_path))
+    install(new_model(), tmp_path, "packed", tables=parametric_tables("d4"))
+    card = tmp_path / "packed.toml"
+    text = card.read_text()
+    card.write_text('lattice = "d4"\n' + text)
+    picture = photograph(40, 40)
+    assert read_header(encode(picture, model="packed")).lattice == "d4"
+    assert read_header(encode(picture, model="packed", lattice="e8")).lattice == "e8"
+    card.write_text('lattice = "e7"\n' + text)
+    with pytest.raises(ModelMismatch, match="no rows for its default lattice 'e7', but for z, e8"):
+        encode(picture, model="packed")
+
+
 def test_files_depend_on_the_picture_alone(tiny, photograph, sample):
     picture, data = sample
     assert encode(picture, model=tiny) == data

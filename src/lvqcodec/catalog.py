@@ -7,8 +7,9 @@ A card has at least `name`, `digest`, `profile` and `description`. The weights a
     weights = ["photo.safetensors", "normal.safetensors"]
 
 These are names in the card's own folder. `digest` is the SHA-256, in hex, of the bytes of the
-files one after the other, in this order. What coding with the model takes is in a table, of which
-any number may be left out, see `resources.estimate.MemoryFigures`:
+files one after the other, in this order. `lattice`, if there is one, is the default of encoders.
+What coding with the model takes is in a table, of which any number may be left out, see
+`resources.estimate.MemoryFigures`:
 
     [memory]
     base = 440401920
@@ -45,6 +46,7 @@ class ModelCard:
     """A model's card: `digest` in lower-case hex, `paths` of its weights, `raw` the whole TOML.
 
     qualities: those that its weights are for, [first, last] in the card, by default all.
+    lattice: the default one; None: that of the weights.
     memory: what coding with it takes, a table of the card.
     """
 
@@ -54,6 +56,7 @@ class ModelCard:
     description: str
     paths: tuple[Path, ...]
     qualities: range
+    lattice: str | None
     memory: MemoryFigures
     raw: dict[str, Any] = field(repr=False, compare=False)
 
@@ -165,12 +168,17 @@ def read_card(path: Path) -> ModelCard | None:
             raise ValueError(f"digest {digest!r} is no SHA-256")
         paths = tuple(path.with_name(file) for file in _files(raw.get("weights", [own.name])))
         qualities = _qualities(raw.get("qualities", [QUALITIES[0], QUALITIES[-1]]))
+        lattice = raw.get("lattice")
+        if lattice is not None and not isinstance(lattice, str):
+            raise ValueError(f"lattice = {lattice!r} is no name")
         memory = from_table(MemoryFigures, raw.get("memory", {}), "memory")
     except KeyError as error:
         raise ModelMismatch(f"model card {path} lacks {error}: install the model again") from error
     except (ValueError, TypeError, UsageError) as error:
         raise _broken(path, error) from error
-    return ModelCard(name, digest.lower(), profile, description, paths, qualities, memory, raw)
+    return ModelCard(
+        name, digest.lower(), profile, description, paths, qualities, lattice, memory, raw
+    )
 
 
 def is_plain_name(name: object) -> bool:

@@ -29,7 +29,7 @@ def run(blocks: list[str], folder: Path) -> None:
 
 def test_the_page_has_an_example_for_every_axis_and_a_command() -> None:
     text = "\n".join(BLOCKS)
-    for line in ('TRANSFORMS["dct"]', 'ENTROPY_MODELS["per-channel"]', 'LATTICES["d3"]'):
+    for line in ('TRANSFORMS["dct"]', 'ENTROPY_MODELS["per-channel"]', 'LATTICES["bcc"]'):
         assert f"\n{line} = " in text
     assert "\nmain.add_command(densest)\n" in text
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lvq refit`: rows fitted anew, networks as they are."""
 
+import hashlib
+import os
 import tomllib
 
 import numpy as np
@@ -9,11 +11,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from lvqcodec import codec
-from lvqcodec.catalog import find_model
+from lvqcodec.catalog import find_model, read_files
 from lvqcodec.cli import main
 from lvqcodec.errors import UsageError
 from lvqcodec.format.container import LATTICES, read_header
 from lvqcodec.model.loaded import load_model
+from lvqcodec.model.weights import pack_parts, unpack_weights
 from lvqcodec.training import fit_tables, refit
 
 
@@ -88,6 +91,33 @@ def test_the_card_says_where_it_comes_from(out, pictures, models_folder):
     assert raw["profile"] == "test" and "measured" not in raw
     (entry,) = raw["training"]
     assert entry["refit"] == ["z"] and entry["of"] == source.digest
+
+
+def test_a_shared_transform_stays_shared(out, pictures, tmp_path, monkeypatch):
+    card, folder = find_model("tiny"), tmp_path / "shared"
+    folder.mkdir()
+    parts = pack_parts(unpack_weights(*read_files(card)))
+    for name, part in zip(("common", "two"), parts, strict=True):
+        (folder / f"{name}.safetensors").write_bytes(part)
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()
+    text = card.paths[0].with_suffix(".toml").read_text()
+    text = text.replace('"tiny"', '"two"').replace(card.digest, digest)
+    names = 'weights = ["common.safetensors", "two.safetensors"]\n'
+    lines = [line for line in text.splitlines() if not line.startswith("weights")]
+    (folder / "two.toml").write_text(names + "\n".join(lines))
+    monkeypatch.setenv("LVQ_MODEL_PATH", os.pathsep.join((str(folder), str(out))))
+    options = {"name": "three", "data": [pictures], "lattices": ["z"], "device": "cpu"}
+    refit.refit("two", out=out, **options)
+    assert (out / "common.safetensors").read_bytes() == parts[0]
+    assert tomllib.loads((out / "three.toml").read_text())["weights"] == [
+        "common.safetensors",
+        "three.safetensors",
+    ]
+    assert load_model("three", device="cpu").tables.names == ("z", "e8")
+    (out / "common.safetensors").write_bytes(parts[0] + b" ")
+    with pytest.raises(UsageError, match=r"is not the transform of 'two'; choose another --out"):
+        refit.refit("two", out=out, **{**options, "name": "four"})
+    (out / "common.safetensors").unlink()
 
 
 def test_what_cannot_be_is_refused_before_pictures_are_read(out, tmp_path):

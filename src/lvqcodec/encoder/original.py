@@ -111,7 +111,7 @@ def prepare(picture: Picture, loaded: LoadedModel, options: EncodeOptions) -> Or
         height=height,
         channels=1 if picture.pixels.ndim == 2 else 3,
         quality=_quality(options, loaded.model.config.quality_range),
-        lattice=options.lattice or loaded.model.config.lattice,
+        lattice=options.lattice or loaded.lattice,
         model=loaded.digest,
         stride=loaded.model.stride,
     )

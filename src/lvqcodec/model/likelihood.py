@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvqcodec.coding.rows import FRACTION, SIGMAS
+from lvqcodec.coding.rows import FRACTION, NUM_BINS, SIGMAS
 from lvqcodec.model.entropy.base import Density
 from lvqcodec.model.quantizer import RDO_LAMBDA
 
@@ -53,6 +53,23 @@ def bin_sigma(scale: Tensor) -> Tensor:
     """Map scales in sixteenths of a bin to standard deviations in steps."""
     span = math.log(SIGMAS[1] / SIGMAS[0]) / FRACTION
     return float(SIGMAS[0]) * torch.exp(scale * span)
+
+
+def logistic_bin(sigma: Tensor) -> Tensor:
+    """Map standard deviations in steps to the nearest bins, int64."""
+    place = torch.log(sigma.detach() / float(SIGMAS[0])) / math.log(SIGMAS[1] / SIGMAS[0])
+    return place.round().clamp(0, NUM_BINS - 1).to(torch.int64)
+
+
+def widened_bits(residual: Tensor, sigma: Tensor, second_moment: float) -> Tensor:
+    """Bits of `residual` under a logistic density of variance sigma^2 + second_moment.
+
+    -log2 of the density, which stands for the mass of a lattice's cell of that second moment and
+    volume 1.
+    """
+    scale = torch.sqrt(sigma.square() + second_moment) * (math.sqrt(3) / math.pi)
+    tail = residual.abs() / scale
+    return (tail + 2 * F.softplus(-tail) + torch.log(scale)) * (1 / math.log(2))
 
 
 def logistic_bits(residual: Tensor, sigma: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 
 from lvqcodec.catalog import DEFAULT_MODEL, ModelCard, find_model, read_files
-from lvqcodec.errors import UsageError
+from lvqcodec.errors import ModelMismatch, UsageError
 from lvqcodec.guard import own_torch
 from lvqcodec.model.codec_model import (
     CodecModel,
@@ -20,7 +20,11 @@ MODEL_ID_BYTES = 4
 
 
 class LoadedModel:
-    """A model on a device, ready to code, with the digest that its files name and what it takes."""
+    """A model on a device, ready to code, with the digest that its files name and what it takes.
+
+    lattice: the one to code with by default; None for that of the model's configuration. Raises
+    UsageError for a model in training, ModelMismatch for a lattice that it has no rows for.
+    """
 
     def __init__(
         self,
@@ -28,6 +32,7 @@ class LoadedModel:
         digest: bytes,
         device: torch.device,
         memory: MemoryFigures = LARGEST,
+        lattice: str | None = None,
     ) -> None:
         if model.tables is None:
             raise UsageError("a model in training cannot code; export it first")
@@ -36,6 +41,12 @@ class LoadedModel:
         self.digest = digest[:MODEL_ID_BYTES]
         self.device = device
         self.memory = memory
+        self.lattice = lattice or model.config.lattice
+        if self.lattice not in self.tables.names:
+            raise ModelMismatch(
+                f"model has no rows for its default lattice {self.lattice!r}, but for"
+                f" {', '.join(self.tables.names)}; mend its card or fit them: lvq refit"
+            )
 
 
 def load_model(name: str = DEFAULT_MODEL, *, device: str = "auto") -> LoadedModel:
@@ -51,7 +62,7 @@ def load_model(name: str = DEFAULT_MODEL, *, device: str = "auto") -> LoadedMode
 def load_card(card: ModelCard, device: torch.device) -> LoadedModel:
     """Return the model of a card, from memory if it was loaded before."""
     model = unpack_weights(*read_files(card))
-    return LoadedModel(model, bytes.fromhex(card.digest), device, card.memory)
+    return LoadedModel(model, bytes.fromhex(card.digest), device, card.memory, card.lattice)
 
 
 def find_device(name: str) -> torch.device:

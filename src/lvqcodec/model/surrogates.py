@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from lvqcodec.model.entropy.base import Density
-from lvqcodec.model.likelihood import rdo_round
+from lvqcodec.model.lattices.e8 import E8
+from lvqcodec.model.likelihood import Logistic, logistic_bin, rdo_round, widened_bits
+from lvqcodec.model.quantizer import RDO_LAMBDA
 
 
 class Proxy(NamedTuple):
@@ -68,6 +70,39 @@ def noise_for_all(residual: Tensor, density: Density, *, generator: torch.Genera
     return Proxy(density(noisy), rounded, noisy)
 
 
+def lattice(residual: Tensor, density: Density) -> Proxy:
+    """Move residuals to points of E8 as the codec does, straight through, and count the points.
+
+    Those of a logistic density that the lattice packs go in their order into vectors, to the point
+    that costs least by parametric tables; a coordinate of it counts its density, widened by the
+    second moment of a cell, which is the exact mass of the cell to within 0.6 % of the rate at a
+    standard deviation of 0.3 steps and 0.05 % at 0.5. The rest is rounded as by `straight_through`.
+    Agustsson and Theis (2020, https://arxiv.org/abs/2006.09952) on why rounding while learning
+    should be that of the codec.
+    """
+    scalar = straight_through(residual, density)
+    if not isinstance(density, Logistic):
+        return scalar
+    flat, sigma = residual.flatten(), density.sigma.flatten()
+    bins = logistic_bin(sigma)
+    at = (bins >= _E8.packing.first_bin).nonzero().squeeze(-1)
+    at = at[: len(at) // _E8.dim * _E8.dim]
+    x, sigma = flat[at], sigma[at]
+    shape = -1, _E8.dim
+    weights = torch.full_like(x, RDO_LAMBDA).view(shape)
+    points = _E8.choose(x.detach().view(shape), bins[at].view(shape), weights) * _E8.unit
+    points = points.to(x.dtype).flatten()
+    smooth = widened_bits(x, sigma.detach(), E8.second_moment)
+    bits = widened_bits(points, sigma, E8.second_moment) + smooth - smooth.detach()
+    return Proxy(
+        scalar.bits.flatten().index_copy(0, at, bits).view_as(residual),
+        scalar.rounded.flatten().index_copy(0, at, points).view_as(residual),
+    )
+
+
+_E8 = E8.fit()
+
+
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     """Noise in [-1/2, 1/2), the same on every device."""
     drawn = torch.rand(like.shape, generator=generator, dtype=like.dtype) - 0.5
@@ -77,6 +112,7 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 SURROGATES: dict[str, Callable[[torch.Generator, float], Surrogate]] = {
     "straight-through": lambda generator, progress: straight_through,
     "noise": lambda generator, progress: partial(noise, generator=generator),
+    "lattice": lambda generator, progress: lattice,
     "noise-for-all": lambda generator, progress: partial(noise_for_all, generator=generator),
 }
 """Every surrogate by the name that a training stage gives it.

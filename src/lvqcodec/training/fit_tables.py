@@ -14,12 +14,14 @@ from torch import Tensor
 from lvqcodec.model.codec_model import CodecModel, LatentQuantizer, Sink
 from lvqcodec.model.lattices.tables import CodingTables, added, parametric_tables
 from lvqcodec.model.quantizer import Quantizer
+from lvqcodec.training.packing import Steps, best_packing
 
 FIT_CROPS, FIT_CROP = 202, 256
 """Crops to fit to, two for each quality, and their side in pixels."""
 
 _ROUNDS = 5  # the choice depends on the tables and the tables on the choice
-_FULL_ROUNDS = 2  # the last ones; a quarter of the crops will do for those before
+_FULL_ROUNDS = 2  # the last ones; every fourth of the crops will do for those before
+_EVERY = 4
 
 
 def first_tables(model: CodecModel) -> CodingTables:
@@ -35,13 +37,15 @@ def fit_to_crops(
 ) -> None:
     """Refit the tables of a frozen model to crops (B, 3, H, W), spread over the qualities.
 
-    lattices: whose, by default all that there are tables for.
+    lattices: whose, by default all that there are tables for. How these pack is fitted too.
     """
     assert model.tables is not None
     names = model.tables.names if lattices is None else tuple(lattices)
     batches = batches_of(model, crops)
     for index in range(_ROUNDS):
-        every = 1 if index >= _ROUNDS - _FULL_ROUNDS else 4
+        if index == _ROUNDS - _FULL_ROUNDS:
+            model.tables = _packed(model, batches[::_EVERY], names, report)
+        every = 1 if index >= _ROUNDS - _FULL_ROUNDS else _EVERY
         model.tables, rates = _fit(model, batches[::every], names)
         said = ", ".join(f"{name} {bpp:.4f} bpp" for name, bpp in rates.items())
         report(f"tables {index + 1}/{_ROUNDS}: {said} before this fit")
@@ -64,6 +68,29 @@ def _fit(
     pixels = sum(batch.pixels for batch in batches)
     rates = {name: tally.bits / pixels for name, tally in tallies.items()}
     return model.tables.fitted(counts), rates
+
+
+def _packed(
+    model: CodecModel,
+    batches: Sequence[Batch],
+    names: Sequence[str],
+    report: Callable[[str], None],
+) -> CodingTables:
+    """The tables, with lattices that pack as is best for the latents of the batches.
+
+    These are quantised once; that another packing changes the contexts a little is left out.
+    """
+    assert model.tables is not None
+    tables, steps = model.tables, Steps()
+    for batch in batches:
+        quantise(model, batch, Quantizer(tables.names[-1], tables), steps)
+    for name in names:
+        if name in tables.others:
+            tables, saved = best_packing(tables, name, steps)
+            packing = tables.others[name].packing
+            order = "sorted by bin" if packing.by_bin else "in coding order"
+            report(f"{name} packs from bin {packing.first_bin} on, {order}: saves {saved:.2%}")
+    return tables
 
 
 @dataclass(frozen=True)

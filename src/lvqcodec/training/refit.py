@@ -36,7 +36,8 @@ def refit(
 
     data: folders or tar files. lattices: whose rows are fitted, by default all that the model has
     rows for; one that it has none for gets them, the rows of others stay as they are. Networks and
-    transform are those of `model`, but it is another model: no file of one is read with the other.
+    transform are those of `model`, and a file of the transform that it shares with others is shared
+    by the new one too; but it is another model: no file of one is read with the other.
     Returns the path of the weights. Raises UsageError, also where there is such a model already,
     ModelNotFound and ModelMismatch.
     """
@@ -44,13 +45,18 @@ def refit(
         if lattice not in LATTICES:
             raise UsageError(f"unknown lattice {lattice!r}; choose from {', '.join(LATTICES)}")
     card, target = find_model(model), Path(out)
-    check_names(target, name, None)
+    share = card.paths[0].stem if len(card.paths) == 2 else None
+    check_names(target, name, share)
     for path in (target / f"{name}.toml", target / f"{name}.safetensors"):
         if path.exists():
             raise UsageError(f"{str(path)!r} exists; choose another --name or --out")
     files.check(target / f"{name}.toml", parents=True)
+    weights = read_files(card)
+    there = target / f"{share}.safetensors"
+    if share and there.exists() and there.read_bytes() != weights[0]:
+        raise UsageError(f"{str(there)!r} is not the transform of {model!r}; choose another --out")
     where = torch.device(choose_device(device))
-    made = unpack_weights(*read_files(card)).to(where)
+    made = unpack_weights(*weights).to(where)
     assert made.tables is not None
     chosen = made.tables.names if lattices is None else tuple(dict.fromkeys(lattices))
     made.tables = made.tables.including(chosen)
@@ -63,7 +69,7 @@ def refit(
         "date": datetime.date.today().isoformat(),
         "megapixels": round(sampler.total_pixels / 1e6, 1),
     }
-    return install(made, target, lambda *of: _card(card, name, entry, *of), name=name)
+    return install(made, target, lambda *of: _card(card, name, entry, *of), name=name, share=share)
 
 
 def _card(

@@ -23,9 +23,10 @@ from lvqcodec.model.lattices.base import CODING_ORDER, Arrays, Lattice, Packing
 class Tabled(Lattice):
     """A lattice of points unit * j, j integers, with a cost and a centroid for each bin and |j|.
 
-    Costs and centroids are the same for either sign. centroids (NUM_BINS, num_centroids) int8 over
+    Costs and centroids are the same for either sign. centroids (BINS, num_centroids) int8 over
     |j|, the last of all larger ones: what a reconstruction is moved towards zero, in 1/16 step.
-    A subclass is a frozen dataclass too; its fields are what is stored.
+    BINS is NUM_BINS for each axis: NUM_BINS * axis + bin is where tables have a bin.
+    A subclass with fields is a frozen dataclass too; its fields are what is stored.
     """
 
     rows: RowTable
@@ -33,6 +34,9 @@ class Tabled(Lattice):
 
     unit: ClassVar[float]
     """Steps between coordinates."""
+
+    axes: ClassVar[tuple[float, ...]] = (1.0,)
+    """One for all coordinates of a vector or one for each, with tables of its own: its `unit`s."""
 
     edge: ClassVar[int]
     """The largest |j| that costs and counts tell from larger ones."""
@@ -42,7 +46,7 @@ class Tabled(Lattice):
     @property
     @abstractmethod
     def costs(self) -> NDArray[np.float32]:
-        """Bits of each |j| (NUM_BINS, edge + 1), of either sign, inf where there is no such j."""
+        """Bits of each |j| (BINS, edge + 1), of either sign, inf where there is no such j."""
 
     # --- storage ----------------------------------------------------------------------------------
 
@@ -53,7 +57,7 @@ class Tabled(Lattice):
             raise ModelMismatch(f"tables of {self.name}: {fault}; install the weights again")
 
     def _fault(self) -> str | None:
-        centroids, shape = self.centroids, (NUM_BINS, self.num_centroids)
+        centroids, shape = self.centroids, (NUM_BINS * len(self.axes), self.num_centroids)
         if centroids.dtype != np.int8 or centroids.shape != shape:
             return f"centroids of type {centroids.dtype} and shape {centroids.shape}"
         if centroids.min() < -MAX_CENTROID or centroids.max() > MAX_CENTROID:
@@ -101,9 +105,9 @@ class Tabled(Lattice):
         return float(costs.double().sum() + 2 * outliers.sum())  # as Exp-Golomb codes grow
 
     def count(self, j: Tensor, bins: Tensor, x: Tensor) -> dict[str, NDArray[Any]]:
-        """Count each |j| and sum up its distance from x towards zero, (NUM_BINS, edge + 1) both."""
+        """Count each |j| and sum up its distance from x towards zero, (BINS, edge + 1) both."""
         cells = self._cells(j, bins).flatten().cpu().numpy()
-        offsets = (j.sign() * (j.float() * self.unit - x)).flatten().cpu().numpy()
+        offsets = (j.sign() * (j.float() * self._units(j) - x)).flatten().cpu().numpy()
         size = self._costs.numel()
         return self._named_counts(
             np.bincount(cells, minlength=size),
@@ -114,23 +118,32 @@ class Tabled(Lattice):
         self, counts: NDArray[np.int64], offsets: NDArray[np.float64]
     ) -> dict[str, NDArray[Any]]:
         """The sums of all cells by name."""
-        shape = (NUM_BINS, self.edge + 1)
+        shape = (NUM_BINS * len(self.axes), self.edge + 1)
         return {"counts": counts.reshape(shape), "offsets": offsets.reshape(shape)}
 
     def _points(self, j: Tensor) -> Tensor:
         """Points of j in 1 / LATENT_UNITS step, int32."""
         return int(self.unit * LATENT_UNITS) * j
 
+    def _units(self, like: Tensor) -> float | Tensor:
+        """Steps between coordinates, to be multiplied by `like` (V, dim, ...)."""
+        if len(self.axes) == 1:
+            return self.unit
+        return _along(torch.tensor(self.axes, dtype=torch.float32) * self.unit, like)
+
     def _cells(self, j: Tensor, bins: Tensor) -> Tensor:
-        """Flat indices (int64) of j into arrays (NUM_BINS, edge + 1)."""
-        return bins.long() * (self.edge + 1) + j.abs().clamp(max=self.edge)
+        """Flat indices (int64) of j into arrays (BINS, edge + 1)."""
+        rows = bins.long()
+        if len(self.axes) > 1:
+            rows = rows + _along(NUM_BINS * torch.arange(len(self.axes)), bins)
+        return rows * (self.edge + 1) + j.abs().clamp(max=self.edge)
 
     def _loss(self, j: Tensor, x: Tensor, bins: Tensor, rdo_lambda: Tensor) -> Tensor:
         """Squared error + rdo_lambda * bits of j, the others broadcast to it."""
         cells = self._cells(j, bins)
         bits, shift = _look_up(self._costs, cells), _look_up(self._shifts, cells)
         # not of whole numbers: their quotient has the default dtype, which is the caller's
-        error = j.float() * self.unit - x - (j.sign() * shift).float() / LATENT_UNITS
+        error = j.float() * self._units(j) - x - (j.sign() * shift).float() / LATENT_UNITS
         return error.square_().addcmul_(bits, rdo_lambda)
 
     def _cell_costs(self) -> NDArray[np.float32]:
@@ -151,9 +164,30 @@ class Tabled(Lattice):
         return torch.from_numpy(shifts)
 
 
+def _along(values: Tensor, like: Tensor) -> Tensor:
+    """Values (dim,) that broadcast to `like` (V, dim, ...)."""
+    return values.to(like.device).view(-1, *[1] * (like.ndim - 2))
+
+
 def _look_up(table: Tensor, cells: Tensor) -> Tensor:
     """Entries of a flat table; quicker than `take`."""
     return table.to(cells.device).index_select(0, cells.flatten()).view_as(cells)
+
+
+def q24_root(numerator: int, denominator: int, degree: int) -> int:
+    """LATENT_UNITS * (numerator / denominator)^(1 / degree) in Q24, rounded down, by integers."""
+    power = (LATENT_UNITS << 24) ** degree * numerator // denominator
+    root = 0
+    for bit in reversed(range(power.bit_length() // degree + 1)):
+        if (root | 1 << bit) ** degree <= power:
+            root |= 1 << bit
+    return root
+
+
+def q24_product(j: Tensor, factor: int | Tensor) -> Tensor:
+    """j times a factor in Q24, to the nearest, int32: integers far below 2^63."""
+    sizes = (j.abs().long() * factor + (1 << 23)) >> 24
+    return (j.sign() * sizes).to(torch.int32)
 
 
 def _packing(array: NDArray[np.int32] | None) -> Packing:
@@ -167,9 +201,9 @@ def _packing(array: NDArray[np.int32] | None) -> Packing:
     return Packing(int(array[0]), bool(array[1]))
 
 
-def counted(counts: Arrays | None, edge: int) -> tuple[NDArray[np.int64], Floats]:
+def counted(counts: Arrays | None, edge: int, axes: int = 1) -> tuple[NDArray[np.int64], Floats]:
     """The arrays of `Tabled.count`, or zeros."""
     if counts is None:
-        shape = (NUM_BINS, edge + 1)
+        shape = (NUM_BINS * axes, edge + 1)
         return np.zeros(shape, np.int64), np.zeros(shape)
     return counts["counts"], counts["offsets"]

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from lvqcodec.coding.fitting import fit_centroids, fit_row, refit_rows, row_radius
 from lvqcodec.coding.rows import NUM_BINS, SIGMAS, Integers, RowTable
-from lvqcodec.model.lattices.base import Arrays, Packing
+from lvqcodec.model.lattices.base import CODING_ORDER, Arrays, Packing
 from lvqcodec.model.lattices.parity import signs, weights
 from lvqcodec.model.lattices.tabled import Tabled, counted
 
@@ -48,9 +48,6 @@ LENGTH = 256
 
 Chains of 128 cost up to 0.3 % of the rate; each time step costs a call of the decoder.
 """
-
-PACKING = Packing(first_bin=12)
-"""What measured best on mixtures of all bins; smaller latents are better off as scalars."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +178,7 @@ class Trellis(Tabled):
     # --- fitting ----------------------------------------------------------------------------------
 
     @classmethod
-    def fit(cls, counts: Arrays | None = None, packing: Packing = PACKING) -> Self:
+    def fit(cls, counts: Arrays | None = None, packing: Packing = CODING_ORDER) -> Self:
         """See `Lattice.fit`."""
         seen, offsets = counted(counts, cls.edge)
         zeros = np.zeros(NUM_BINS, np.int64) if counts is None else counts["zeros"]
