@@ -88,7 +88,7 @@ class ConstructionB(ParityLattice):
         best = self._totals(even, odd).min(0).indices  # much quicker than argmin
         word = words.T.index_select(1, best)
         of_word = [torch.where(word, each[:, 1], each[:, 0]) for each in (even, odd)]
-        return (2 * cheapest_parities(*of_word)[0] + word).T
+        return (2 * cheapest_parities(*of_word)[0] + word).T.contiguous()
 
     def _totals(self, even: Tensor, odd: Tensor) -> Any:
         """Least costs (words, V), of costs (dim, 2, V) of the parities where a word is 0 or 1."""
