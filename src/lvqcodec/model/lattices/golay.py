@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Golay code, and what a lattice needs of it: the masses of its words, and the cheapest one.
+
+Its 4,096 words of 24 bits are those of Turyn: (a + x, b + x, a + b + x), a and b in the extended
+Hamming code H of 8 bits, x in its mirror image, which shares with H the words 0 and 1 alone
+(MacWilliams and Sloane, "The Theory of Error-Correcting Codes", 1977, chapter 18, theorem 12).
+Any of its three octets is one of the 128 words of an even weight. Of an octet that is told by
+(a, x) both words of a pair, one the complement of the other, may stand in any place. So 64 pairs
+and a choice within each are a trellis of 64 states (Forney, "Coset codes II", 1988,
+doi.org/10.1109/18.21246), and sums and minima over all words run over 8 x 8 x 8 triples of pairs:
+
+    sum over x, a, b of P0[a, x] P1[b, x] P2[a ^ b, x]
+
+which over a and b is a convolution of the group of three bits. A word is four digits of three
+bits: x, a, b and, bit by bit from the highest, which word of its pair each octet is.
+
+Octets are bytes, coordinate i of an octet its bit i; halves of octets are 4 bits likewise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lvqcodec.coding.rows import Floats, Integers
+
+BITS = 14
+"""Masses of coordinates are Q14, at most 1; masses of words, products of three, Q42."""
+
+_CHUNK = 512
+"""Vectors whose masses fit a cache."""
+
+# pairs of complements by parity: two even ones of a half, or two odd ones, make an even octet
+_HALVES = np.array(
+    [[(0, 15), (3, 12), (5, 10), (6, 9)], [(1, 14), (2, 13), (4, 11), (7, 8)]], np.int64
+)
+
+
+def _spanned(basis: list[int]) -> NDArray[np.int64]:
+    """All sums of three bytes, the first the highest digit."""
+    first, second, third = basis
+    return np.array([a ^ b ^ c for a in (0, first) for b in (0, second) for c in (0, third)])
+
+
+_HAMMING = [0b10001011, 0b10010110, 0b10101100]  # shifts of 1 + x + x^3 and a bit of parity
+_MIRRORED = [int(f"{word & 127:07b}"[::-1], 2) | word & 128 for word in _HAMMING]
+
+OCTETS = _spanned(_HAMMING)[:, None, None] ^ _spanned(_MIRRORED)[:, None] ^ np.array([0, 255])
+"""Octets (8 of a, 8 of x, 2 of a pair)."""
+
+_DIGITS = np.full(256, -1)
+_DIGITS[OCTETS.ravel()] = np.arange(128)
+
+
+def _natural() -> NDArray[np.int64]:
+    """Places (8 of a, 8 of x) of pairs in the order (parity, left, right, whether they differ)."""
+    place = np.empty(256, np.int64)
+    for parity, left, right, which, differ in np.ndindex(2, 4, 4, 2, 2):
+        halves = _HALVES[parity, left, which], _HALVES[parity, right, which ^ differ]
+        place[halves[0] | halves[1] << 4] = ((parity * 4 + left) * 4 + right) * 2 + differ
+    return place[OCTETS[..., 0]]
+
+
+_PAIRS = _natural()
+
+
+def to_digits(bits: Integers) -> NDArray[np.int64]:
+    """Digits (4, V) of words (24, V); ValueError where one is none."""
+    octets = np.packbits(bits.astype(np.uint8).reshape(3, 8, -1), axis=1, bitorder="little")[:, 0]
+    found = _DIGITS[octets]
+    (a, b, c), x, which = found >> 4, found >> 1 & 7, found & 1
+    if (found < 0).any() or (x != x[0]).any() or (a ^ b != c).any():
+        raise ValueError("bits that are no word of the Golay code")
+    return np.stack((x[0], a, b, which[0] << 2 | which[1] << 1 | which[2]))
+
+
+def to_bits(digits: Integers) -> NDArray[np.uint8]:
+    """Words (24, V) of digits (4, V)."""
+    x, a, b, which = digits
+    octets = OCTETS[np.stack((a, b, a ^ b)), x, which >> _PLACES & 1].astype(np.uint8)
+    return np.unpackbits(octets[:, None], axis=1, bitorder="little").reshape(24, -1)
+
+
+_PLACES = np.array([[2], [1], [0]])
+
+
+# --- masses ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Masses:
+    """Products of masses of coordinates where a word is 1, all integers.
+
+    halves (6, 16, V) and pairs (3, 8 of a, 8 of x, V): Q14; totals (8 of x, V): of words, Q42.
+    Nothing overflows: pairs are at most 2^15, their transforms 2^18, sums of products 2^57.
+    """
+
+    halves: NDArray[np.int32]
+    pairs: NDArray[np.int32]
+    totals: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, ones: Integers) -> Masses:
+        """Those of masses (24, V) of coordinates that are 1, Q14, where 0 has the mass 1."""
+        count = ones.shape[1]
+        halves = np.empty((6, 16, count), np.int32)
+        pairs = np.empty((3, 8, 8, count), np.int32)
+        totals = np.empty((8, count), np.int64)
+        for start in range(0, count, _CHUNK):
+            at = np.s_[..., start : start + _CHUNK]
+            halves[at] = _half_masses(ones[at].astype(np.int32), BITS)
+            pairs[at] = _pair_masses(halves[at], BITS)
+            totals[at] = _totals(pairs[at], np.int64) >> 3
+        return cls(halves, pairs, totals)
+
+    def walk(
+        self, extra: Integers, at: Integers
+    ) -> Generator[NDArray[np.int64], NDArray[np.int64], None]:
+        """Yield the masses (8, V) of each digit of the vectors `at`, and be sent the digits (V,).
+
+        extra (V,): what the word 0 has beyond its product, Q42.
+        """
+        x = yield self._with(self.totals[:, at], extra)
+        count = self.totals.shape[1]
+        one, two, three = self.pairs.reshape(3, 8, -1)[..., x * count + at].astype(np.int64)
+        extra = extra * (x == 0)
+        both = _transform(_transform(two) * _transform(three)) >> 3
+        a = yield self._with(one * both, extra)
+        extra = extra * (a == 0)
+        each = np.arange(len(at))
+        b = yield self._with(one[a, each] * two * three[_OTHERS ^ a, each], extra)
+        extra = extra * (b == 0)
+        octets = OCTETS[np.stack((a, b, a ^ b)), x].transpose(2, 0, 1)
+        left, right = self.halves.reshape(3, 2, 16, -1).swapaxes(0, 1)
+        octads = np.arange(3)[:, None]
+        words = left[octads, octets & 15, at].astype(np.int64) * right[octads, octets >> 4, at]
+        first, second, third = (words >> BITS).swapaxes(0, 1)
+        products = first[:, None, None] * second[:, None] * third
+        yield self._with(products.reshape(8, -1), extra)
+
+    @staticmethod
+    def _with(masses: NDArray[np.int64], extra: Integers) -> NDArray[np.int64]:
+        masses[0] += extra
+        return masses
+
+
+_OTHERS = np.arange(8)[:, None]
+
+
+def total_mass(ones: Floats) -> Floats:
+    """Sum over all words of the products of masses (24, V) where they are 1: (V,) float64."""
+    pairs = _pair_masses(_half_masses(ones.astype(np.float64), 0), 0)
+    sums: Floats = _totals(pairs, np.float64).sum(0) / 8
+    return sums
+
+
+def _half_masses(ones: NDArray[Any], bits: int) -> NDArray[Any]:
+    """Masses (6, 16, V) of halves of octets, from masses (24, V); of `bits`, or floats for 0."""
+    ones = ones.reshape(6, 4, -1)
+    masses = np.empty((6, 16, ones.shape[2]), ones.dtype)
+    masses[:, 0] = 1 << bits
+    for i in range(4):
+        masses[:, 1 << i : 2 << i] = _down(masses[:, : 1 << i] * ones[:, i, None], bits)
+    return masses
+
+
+def _pair_masses(halves: NDArray[Any], bits: int) -> NDArray[Any]:
+    """Masses (3, 8, 8, V) of pairs, from those of halves."""
+    left, right = halves[0::2, _HALVES], halves[1::2, _HALVES]  # (3, parity, 4, 2, V)
+    left, right = left[:, :, :, None, None], right[:, :, None]
+    sums = left[..., 0, :] * right
+    sums += left[..., 1, :] * right[..., ::-1, :]
+    return _down(sums, bits).reshape(3, 64, -1)[:, _PAIRS]
+
+
+def _totals(pairs: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """Eight times the masses of all words of each x (8, V)."""
+    first, second, third = _transform(pairs.swapaxes(0, 1)).swapaxes(0, 1)
+    products = np.multiply(first, second, dtype=dtype)
+    products *= third
+    return products.sum(0)
+
+
+def _transform(values: NDArray[Any]) -> NDArray[Any]:
+    """Walsh-Hadamard transform over the first axis, of 8: products of it are convolutions."""
+    for size in (4, 2, 1):
+        shaped = values.reshape(-1, 2, size, *values.shape[1:])
+        out = np.empty_like(shaped)
+        np.add(shaped[:, 0], shaped[:, 1], out=out[:, 0])
+        np.subtract(shaped[:, 0], shaped[:, 1], out=out[:, 1])
+        values = out.reshape(values.shape)
+    return values
+
+
+def _down(values: NDArray[Any], bits: int) -> NDArray[Any]:
+    return values >> bits if bits else values
+
+
+# --- choices --------------------------------------------------------------------------------------
+
+
+def cheapest_words(costs: Tensor) -> tuple[Tensor, Tensor]:
+    """Bits (24, V) of the cheapest word, and which of two codes it is best in (V,), int64 both.
+
+    costs (24, 2 bits, 2 parities, 2 codes, V): of each coordinate, by the bit of the word and a
+    parity, the sum of which is even in the first code and odd in the second. Exact.
+    """
+    count, device = costs.shape[-1], costs.device
+    left, right = _half_costs(costs.flatten(-2))
+    pairs = torch.stack(
+        [_xor_min(l[:, :, None], r[:, None]) for l, r in zip(left, right, strict=True)]
+    )
+    order = torch.from_numpy(_PAIRS.T.ravel()).to(device)
+    pairs = pairs.view(3, 64, 2, -1).index_select(1, order).view(3, 8, 16, -1)
+    sums = torch.stack([_xor_min(one, two) for one, two in zip(pairs[0], pairs[1], strict=True)])
+    sums[..., :count] += pairs[2, ..., :count]
+    sums.view(8, 8, 2, -1)[..., count:] += pairs[2].view(8, 8, 2, -1).flip(2)[..., count:]
+    least, place = sums.view(128, -1).min(0)
+    code = (least[count:] < least[:count]).long()
+    at = code * count + torch.arange(count, device=device)
+    x, target = place[at] >> 4, place[at] & 15
+
+    each = torch.arange(16, device=device)[:, None]
+    one = (pairs[0][x, each, at] + pairs[1][x, each ^ target, at]).argmin(0)
+    chosen = torch.stack((one, one ^ target, target ^ code))
+    octets = _cheapest_octets(left, right, order[(x << 3) + (chosen >> 1)], chosen & 1, at)
+    bits = octets[:, None] >> torch.arange(8, device=device)[:, None] & 1
+    return bits.flatten(0, 1), code
+
+
+def _half_costs(costs: Tensor) -> tuple[Tensor, Tensor]:
+    """Left and right halves (3, 2 parities, 4, 2 of a pair x 2 parities of the sum, N)."""
+    twos = _xor_min(costs[1::2, :, None], costs[0::2, None]).flatten(1, 2)
+    fours = _xor_min(twos[1::2, :, None], twos[0::2, None]).flatten(1, 2)
+    order = torch.from_numpy(_HALVES.ravel()).to(costs.device)
+    halves = fours.index_select(1, order).view(3, 2, 2, 4, 4, -1)
+    return halves[:, 0], halves[:, 1]
+
+
+def _cheapest_octets(
+    left: Tensor, right: Tensor, pair: Tensor, parity: Tensor, at: Tensor
+) -> Tensor:
+    """Octets (3, V) of pairs (3, V) in natural order and parities of sums (3, V), of vectors at."""
+    kind, differ = pair >> 5, pair & 1
+    i, j = pair >> 3 & 3, pair >> 1 & 3
+    octad = torch.arange(3, device=pair.device)[:, None]
+    which = torch.arange(4, device=pair.device)[:, None, None]
+    other = which ^ (2 * differ + parity)
+    first = (left[octad, kind, i, which, at] + right[octad, kind, j, other, at]).argmin(0) >> 1
+    halves = torch.from_numpy(_HALVES).to(pair.device)
+    return halves[kind, i, first] | halves[kind, j, first ^ differ] << 4
+
+
+def _xor_min(one: Tensor, two: Tensor) -> Tensor:
+    """Least of one[..., i, n] + two[..., i ^ k, n] for each k: (..., S, N) of two such, S = 2^s."""
+    size, last = one.shape[-2:]
+    sums = one[..., :, None, :] + two[..., None, :, :]
+    lead = sums.shape[:-3]
+    done = 1
+    while size > 1:
+        size //= 2
+        sums = sums.view(-1, 2, size, 2, size, last)
+        least = sums.new_empty(sums.shape[0], 2, size, size, last)
+        torch.minimum(sums[:, 0, :, 0], sums[:, 1, :, 1], out=least[:, 0])
+        torch.minimum(sums[:, 0, :, 1], sums[:, 1, :, 0], out=least[:, 1])
+        sums, done = least, 2 * done
+    return sums.view(*lead, done, last)
