@@ -19,6 +19,7 @@ Octets are bytes, coordinate i of an octet its bit i; halves of octets are 4 bit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -36,10 +37,9 @@ BITS = 14
 _CHUNK = 512
 """Vectors whose masses fit a cache."""
 
-# pairs of complements by parity: two even ones of a half, or two odd ones, make an even octet
-_HALVES = np.array(
-    [[(0, 15), (3, 12), (5, 10), (6, 9)], [(1, 14), (2, 13), (4, 11), (7, 8)]], np.int64
-)
+_FIRST = np.array([[0, 3, 5, 6], [1, 2, 4, 7]])
+_HALVES = np.stack((_FIRST, 15 - _FIRST))
+"""Halves of octets (2 of a pair of complements, 2 parities, 4): two of one parity are an octet."""
 
 
 def _spanned(basis: list[int]) -> NDArray[np.int64]:
@@ -59,11 +59,12 @@ _DIGITS[OCTETS.ravel()] = np.arange(128)
 
 
 def _natural() -> NDArray[np.int64]:
-    """Places (8 of a, 8 of x) of pairs in the order (parity, left, right, whether they differ)."""
+    """Places (8 of a, 8 of x) of pairs in the order (whether halves differ, parity, left, right)."""
     place = np.empty(256, np.int64)
-    for parity, left, right, which, differ in np.ndindex(2, 4, 4, 2, 2):
-        halves = _HALVES[parity, left, which], _HALVES[parity, right, which ^ differ]
-        place[halves[0] | halves[1] << 4] = ((parity * 4 + left) * 4 + right) * 2 + differ
+    for at, (differ, parity, left, right) in enumerate(np.ndindex(2, 2, 4, 4)):
+        for which in (0, 1):
+            low, high = _HALVES[which, parity, left], _HALVES[which ^ differ, parity, right]
+            place[low | high << 4] = at
     return place[OCTETS[..., 0]]
 
 
@@ -172,10 +173,10 @@ def _half_masses(ones: NDArray[Any], bits: int) -> NDArray[Any]:
 
 def _pair_masses(halves: NDArray[Any], bits: int) -> NDArray[Any]:
     """Masses (3, 8, 8, V) of pairs, from those of halves."""
-    left, right = halves[0::2, _HALVES], halves[1::2, _HALVES]  # (3, parity, 4, 2, V)
-    left, right = left[:, :, :, None, None], right[:, :, None]
-    sums = left[..., 0, :] * right
-    sums += left[..., 1, :] * right[..., ::-1, :]
+    left, right = halves[0::2, _HALVES], halves[1::2, _HALVES]  # (3, 2, 2 parities, 4, V)
+    left, right = left[..., None, :], right[..., None, :, :]
+    sums = left[:, :1] * right
+    sums += left[:, 1:] * right[:, ::-1]
     return _down(sums, bits).reshape(3, 64, -1)[:, _PAIRS]
 
 
@@ -208,66 +209,84 @@ def _down(values: NDArray[Any], bits: int) -> NDArray[Any]:
 def cheapest_words(costs: Tensor) -> tuple[Tensor, Tensor]:
     """Bits (24, V) of the cheapest word, and which of two codes it is best in (V,), int64 both.
 
-    costs (24, 2 bits, 2 parities, 2 codes, V): of each coordinate, by the bit of the word and a
-    parity, the sum of which is even in the first code and odd in the second. Exact.
+    costs (2 parities, 2 bits, 24, 2 codes, V): of each coordinate, by a parity and the bit of the
+    word; the sum of parities is even in the first code and odd in the second. Exact.
     """
-    count, device = costs.shape[-1], costs.device
-    left, right = _half_costs(costs.flatten(-2))
-    pairs = torch.stack(
-        [_xor_min(l[:, :, None], r[:, None]) for l, r in zip(left, right, strict=True)]
-    )
-    order = torch.from_numpy(_PAIRS.T.ravel()).to(device)
-    pairs = pairs.view(3, 64, 2, -1).index_select(1, order).view(3, 8, 16, -1)
-    sums = torch.stack([_xor_min(one, two) for one, two in zip(pairs[0], pairs[1], strict=True)])
-    sums[..., :count] += pairs[2, ..., :count]
-    sums.view(8, 8, 2, -1)[..., count:] += pairs[2].view(8, 8, 2, -1).flip(2)[..., count:]
-    least, place = sums.view(128, -1).min(0)
-    code = (least[count:] < least[:count]).long()
-    at = code * count + torch.arange(count, device=device)
-    x, target = place[at] >> 4, place[at] & 15
-
-    each = torch.arange(16, device=device)[:, None]
-    one = (pairs[0][x, each, at] + pairs[1][x, each ^ target, at]).argmin(0)
-    chosen = torch.stack((one, one ^ target, target ^ code))
-    octets = _cheapest_octets(left, right, order[(x << 3) + (chosen >> 1)], chosen & 1, at)
-    bits = octets[:, None] >> torch.arange(8, device=device)[:, None] & 1
+    scratch = costs.new_empty(16 * 16 * 8 * 2 * min(costs.shape[-1], _FEW))
+    parts = [_cheapest(part, scratch) for part in costs.split(_FEW, -1)]
+    octets, code = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+    bits = octets[:, None] >> torch.arange(8, device=costs.device)[:, None] & 1
     return bits.flatten(0, 1), code
 
 
-def _half_costs(costs: Tensor) -> tuple[Tensor, Tensor]:
-    """Left and right halves (3, 2 parities, 4, 2 of a pair x 2 parities of the sum, N)."""
-    twos = _xor_min(costs[1::2, :, None], costs[0::2, None]).flatten(1, 2)
-    fours = _xor_min(twos[1::2, :, None], twos[0::2, None]).flatten(1, 2)
-    order = torch.from_numpy(_HALVES.ravel()).to(costs.device)
-    halves = fours.index_select(1, order).view(3, 2, 2, 4, 4, -1)
-    return halves[:, 0], halves[:, 1]
+_FEW = 256
+"""Vectors whose sums of costs fit a cache."""
+
+
+def _cheapest(costs: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of a few, the word as octets (3, V).
+
+    In sums over two parts the first axis of each is a group of bits, (parity of the sum, which of
+    a pair) or (parity, a): that of the whole is their exclusive or. N = 2 V is (code, vector).
+    """
+    count, device = costs.shape[-1], costs.device
+    costs = costs.flatten(-2)
+    costs = _xor_min(costs[:, :, None, 1::2], costs[:, None, :, 0::2], scratch).flatten(1, 2)
+    costs = _xor_min(costs[:, :, None, 1::2], costs[:, None, :, 0::2], scratch).flatten(1, 2)
+    halves = costs.index_select(1, _HALVES_IN_ORDER.to(device)).view(4, 2, 4, 3, 2, -1)
+    left, right = halves.unbind(-2)  # (4, 2 parities, 4, 3, N)
+    pairs = _xor_min(left[:, :, :, None], right[:, :, None], scratch).view(384, -1)
+    pairs = pairs.index_select(0, _PAIRS_IN_ORDER.to(device)).view(3, 16, 8, -1)
+
+    sums = _xor_min(pairs[0], pairs[1], scratch)
+    sums[..., :count] += pairs[2, ..., :count]
+    sums[:8, :, count:] += pairs[2, 8:, :, count:]
+    sums[8:, :, count:] += pairs[2, :8, :, count:]
+    least = sums.amin(0)
+    total = least.amin(0)
+    code = (total[count:] < total[:count]).long()
+
+    at = code * count + torch.arange(count, device=device)
+    x = least[:, at].argmin(0)
+    group = torch.arange(16, device=device)[:, None]
+    both = sums[group, x, at].argmin(0)
+    one = (pairs[0, group, x, at] + pairs[1, group ^ both, x, at]).argmin(0)
+    chosen = torch.stack((one, one ^ both, both ^ code << 3))
+    pair = torch.from_numpy(_PAIRS).to(device)[chosen & 7, x]
+    return _cheapest_octets(left, right, pair, chosen >> 3, at), code
 
 
 def _cheapest_octets(
     left: Tensor, right: Tensor, pair: Tensor, parity: Tensor, at: Tensor
 ) -> Tensor:
     """Octets (3, V) of pairs (3, V) in natural order and parities of sums (3, V), of vectors at."""
-    kind, differ = pair >> 5, pair & 1
-    i, j = pair >> 3 & 3, pair >> 1 & 3
+    differ, kind, i, j = pair >> 5, pair >> 4 & 1, pair >> 2 & 3, pair & 3
     octad = torch.arange(3, device=pair.device)[:, None]
-    which = torch.arange(4, device=pair.device)[:, None, None]
-    other = which ^ (2 * differ + parity)
-    first = (left[octad, kind, i, which, at] + right[octad, kind, j, other, at]).argmin(0) >> 1
+    group = torch.arange(4, device=pair.device)[:, None, None]
+    other = group ^ (2 * parity + differ)
+    costs = left[group, kind, i, octad, at] + right[other, kind, j, octad, at]
+    first = costs.argmin(0) & 1
     halves = torch.from_numpy(_HALVES).to(pair.device)
-    return halves[kind, i, first] | halves[kind, j, first ^ differ] << 4
+    return halves[first, kind, i] | halves[first ^ differ, kind, j] << 4
 
 
-def _xor_min(one: Tensor, two: Tensor) -> Tensor:
-    """Least of one[..., i, n] + two[..., i ^ k, n] for each k: (..., S, N) of two such, S = 2^s."""
-    size, last = one.shape[-2:]
-    sums = one[..., :, None, :] + two[..., None, :, :]
-    lead = sums.shape[:-3]
-    done = 1
-    while size > 1:
-        size //= 2
-        sums = sums.view(-1, 2, size, 2, size, last)
-        least = sums.new_empty(sums.shape[0], 2, size, size, last)
-        torch.minimum(sums[:, 0, :, 0], sums[:, 1, :, 1], out=least[:, 0])
-        torch.minimum(sums[:, 0, :, 1], sums[:, 1, :, 0], out=least[:, 1])
-        sums, done = least, 2 * done
-    return sums.view(*lead, done, last)
+def _xor_min(one: Tensor, two: Tensor, scratch: Tensor) -> Tensor:
+    """Least of one[i] + two[i ^ k] for each k: (S, ..., N) of two such, S = 2^s."""
+    size = len(one)
+    group = torch.arange(size, device=one.device)
+    order = (group[:, None] ^ group).flatten()
+    shape = size, size, *torch.broadcast_shapes(one.shape[1:], two.shape[1:])
+    sums = scratch[: math.prod(shape)].view(shape)
+    if two[0].numel() == sums[0, 0].numel():
+        torch.index_select(two, 0, order, out=sums.view(-1, *shape[2:]))
+        sums += one[:, None]
+    else:
+        others = two.index_select(0, order).view(size, size, *two.shape[1:])
+        torch.add(one[:, None], others, out=sums)
+    return sums.amin(0)
+
+
+_HALVES_IN_ORDER = torch.from_numpy(_HALVES.ravel())
+_PAIRS_IN_ORDER = torch.from_numpy(
+    (_PAIRS + 64 * np.arange(2)[:, None, None]) * 3 + np.arange(3)[:, None, None, None]
+).flatten()
