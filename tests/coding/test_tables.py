@@ -8,7 +8,8 @@ import pytest
 from lvqcodec.coding.fitting import MAX_CENTROID, refit_rows
 from lvqcodec.coding.rows import NUM_BINS, SIGMAS, RowTable
 from lvqcodec.errors import ModelMismatch
-from lvqcodec.model.lattices.e8 import E8, LOG_ONE
+from lvqcodec.model.lattices.construction_b import LOG_ONE
+from lvqcodec.model.lattices.e8 import E8
 from lvqcodec.model.lattices.parity import RATIO_ONE
 from lvqcodec.model.lattices.tables import CodingTables, parametric_tables
 from lvqcodec.model.lattices.z import Z

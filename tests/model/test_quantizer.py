@@ -83,7 +83,7 @@ def test_where_bits_cost_nothing_the_nearest_point_is_chosen(name):
     assert torch.equal(quantizer.choose(x, bins), nearest)
     points = quantizer.reconstruct(nearest, bins) / LATENT_UNITS
     assert (points - x).square().mean() == pytest.approx(
-        {1: 1 / 12, 4: 0.0766, 8: 0.0717}[lattice.dim], rel=0.1
+        {1: 1 / 12, 4: 0.0766, 8: 0.0717, 16: 0.0683}[lattice.dim], rel=0.1
     )
 
 

@@ -40,13 +40,11 @@ class SymbolEncoder:
 
     def encode(self, symbols: Integers, rows: Integers, table: RowTable) -> None:
         """Append symbols (M,), symbol i by row rows[i]; ValueError if a row has no such symbol."""
-        _check_rows(rows, table)
-        if ((symbols < 0) | (symbols >= table.sizes[rows])).any():
+        order, counts = _by_row(rows, table)
+        symbols = symbols.take(order)
+        if ((symbols < 0) | (symbols >= np.repeat(table.sizes, counts))).any():
             raise ValueError("a symbol that its row does not have")
-        order = _by_row(rows)
-        ordered = symbols[order].astype(np.int32)
-        for model, start, end in _runs(rows, table):
-            self._coder.encode(ordered[start:end], model)
+        self._write_rows(symbols.astype(np.int32), counts, table)
 
     def encode_bits(self, bits: Integers, rows: Integers, table: RowTable) -> None:
         """Append bits (M,) by rows of two symbols, in the order given: quicker for short calls."""
@@ -56,20 +54,29 @@ class SymbolEncoder:
 
     def encode_integers(self, values: Integers, rows: Integers, table: RowTable) -> None:
         """Append integers (M,) by rows whose last symbol escapes; ValueError beyond +-2^15."""
-        _check_rows(rows, table)
         if values.size and max(-int(values.min()), int(values.max())) > MAX_INTEGER:
             raise ValueError(f"integers from {values.min()} to {values.max()} exceed {MAX_INTEGER}")
-        symbols, last = values + table.offsets[rows], table.sizes[rows] - 1
-        escaped = np.flatnonzero((symbols < 0) | (symbols >= last))
+        order, counts = _by_row(rows, table)
+        symbols = values.take(order).astype(np.int32) + np.repeat(table.offsets, counts)
+        last = np.repeat(table.sizes - 1, counts)
+        escaped = np.flatnonzero(symbols.view(np.uint32) >= last.view(np.uint32))  # below 0 as well
+        escaped = escaped[np.argsort(order[escaped])]
         below, above = -symbols[escaped], symbols[escaped] - last[escaped] + 1
         symbols[escaped] = last[escaped]
-        self.encode(symbols, rows, table)
+        self._write_rows(symbols, counts, table)
         if escaped.size:
             excess = np.maximum(below, above)  # from 1
             length = np.searchsorted(1 << np.arange(1, 17), excess, side="right")
             digits = 2 * (excess - (1 << length)) + (below > above)
             self._coder.encode(length.astype(np.int32), _LENGTHS)
             self._coder.encode(digits.astype(np.int32), _DIGITS, _ranges(length))
+
+    def _write_rows(self, symbols: Integers, counts: Integers, table: RowTable) -> None:
+        """Append symbols (M,), counts[i] of them by row i, row after row."""
+        start = 0
+        for model, count in _runs(counts, table):
+            self._coder.encode(symbols[start : start + count], model)
+            start += count
 
     def finish(self) -> bytes:
         """All bytes so far; none for symbols that cost nothing."""
@@ -109,13 +116,9 @@ class SymbolDecoder:
 
     def decode(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
         """Symbols (M,) int32, symbol i by row rows[i]; raises StreamError."""
-        _check_rows(rows, table)
-        ordered = np.empty(rows.size, np.int32)
-        for model, start, end in _runs(rows, table):
-            ordered[start:end] = self._read(model, end - start)
+        order, counts = _by_row(rows, table)
         symbols = np.empty(rows.size, np.int32)
-        symbols[_by_row(rows)] = ordered
-        self._spend(symbols, rows, table)
+        symbols[order] = self._read_rows(counts, table)
         return symbols
 
     def decode_bits(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
@@ -124,14 +127,16 @@ class SymbolDecoder:
         if not rows.size:
             return np.empty(0, np.int32)
         bits = self._read(_PER_SYMBOL, table.probs.take(rows, axis=0))
-        self._spend(bits, rows, table)
+        self._spend(bits + np.multiply(rows, table.probs.shape[1], dtype=np.intp), table)
         return bits
 
     def decode_integers(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
         """Integers (M,) int32 by rows whose last symbol escapes; raises StreamError."""
-        symbols = self.decode(rows, table)
-        values = symbols - table.offsets[rows]
-        escaped = np.flatnonzero(symbols == table.sizes[rows] - 1)
+        order, counts = _by_row(rows, table)
+        symbols = self._read_rows(counts, table)
+        values = np.empty(rows.size, np.int32)
+        values[order] = symbols - np.repeat(table.offsets, counts)
+        escaped = np.sort(order[symbols == np.repeat(table.sizes - 1, counts)])
         if escaped.size:
             self._read_escapes(values, escaped, table.offsets[rows[escaped]])
         return values
@@ -148,8 +153,17 @@ class SymbolDecoder:
             raise StreamError(f"an integer beyond {MAX_INTEGER}: the file is damaged")
         return there
 
-    def _spend(self, symbols: Integers, rows: Integers, table: RowTable) -> None:
-        costs = table.least_bits.take(symbols + table.probs.shape[1] * rows.astype(np.intp))
+    def _read_rows(self, counts: Integers, table: RowTable) -> NDArray[np.int32]:
+        """Symbols (M,), counts[i] of them by row i, row after row."""
+        parts = [self._read(model, count) for model, count in _runs(counts, table)]
+        symbols = np.concatenate([np.empty(0, np.int32), *parts])
+        width = table.probs.shape[1]
+        self._spend(symbols + np.repeat(np.arange(0, width * len(counts), width), counts), table)
+        return symbols
+
+    def _spend(self, places: Integers, table: RowTable) -> None:
+        """Take the bits of symbols, told by their places in rows one after the other."""
+        costs = table.least_bits.take(places)
         bits = float(costs.sum(dtype=np.float64))
         require(bits, self._bits_left)
         self._bits_left -= bits
@@ -179,17 +193,15 @@ class PartialDecoder(SymbolDecoder):
         self._greatest = constriction.stream.queue.RangeDecoder(words.astype(np.uint32))
         self.received = 0
 
-    def decode(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
-        """Symbols (M,) int32, -1 for those that are not there; raises StreamError."""
-        _check_rows(rows, table)
-        ordered = np.full(rows.size, -1, np.int32)
-        for model, start, end in _runs(rows, table):
-            found = self._read(model, end - start)
-            ordered[start : start + len(found)] = found
+    def _read_rows(self, counts: Integers, table: RowTable) -> NDArray[np.int32]:
+        """Do as before, -1 for symbols that are not there."""
+        symbols, start = np.full(counts.sum(), -1, np.int32), 0
+        for model, count in _runs(counts, table):
+            found = self._read(model, count)
+            symbols[start : start + len(found)] = found
+            start += count
             if self.ended:
                 break
-        symbols = np.empty(rows.size, np.int32)
-        symbols[_by_row(rows)] = ordered
         return symbols
 
     def decode_bits(self, rows: Integers, table: RowTable) -> NDArray[np.int32]:
@@ -249,21 +261,20 @@ def _check_rows(rows: Integers, table: RowTable) -> None:
         raise ValueError(f"rows {rows.min()} to {rows.max()} of a table of {len(table.sizes)}")
 
 
-def _by_row(rows: Integers) -> NDArray[np.intp]:
-    return np.argsort(rows.astype(np.uint16), kind="stable")  # 16 bits: a radix sort
+def _by_row(rows: Integers, table: RowTable) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The order of coding, and how many symbols each row of the table has."""
+    _check_rows(rows, table)
+    order = np.argsort(rows.astype(np.uint16), kind="stable")  # 16 bits: a radix sort
+    return order, np.bincount(rows, minlength=len(table.sizes))
 
 
-def _runs(rows: Integers, table: RowTable) -> Iterator[tuple[Any, int, int]]:
-    """(model, start, end) of every row in use, in the order of _by_row."""
+def _runs(counts: Integers, table: RowTable) -> Iterator[tuple[Any, int]]:
+    """(model, count) of every row in use, in the order of coding."""
     if table not in _models:
         sized = zip(table.probs, table.sizes.tolist(), strict=True)
         _models[table] = [_Categorical(probs[:size], perfect=False) for probs, size in sized]
-    models, start = _models[table], 0
-    counts = np.bincount(rows, minlength=1)
-    for row in np.flatnonzero(counts).tolist():
-        end = start + int(counts[row])
-        yield models[row], start, end
-        start = end
+    models, used = _models[table], np.flatnonzero(counts)
+    return zip([models[row] for row in used.tolist()], counts[used].tolist(), strict=True)
 
 
 def _ranges(length: Integers) -> NDArray[np.int32]:

@@ -156,6 +156,22 @@ def _look_up(table: Tensor, cells: Tensor) -> Tensor:
     return table.to(cells.device).index_select(0, cells.flatten()).view_as(cells)
 
 
+def q24_root(numerator: int, denominator: int, degree: int) -> int:
+    """LATENT_UNITS * (numerator / denominator)^(1 / degree) in Q24, rounded down, by integers."""
+    power = (LATENT_UNITS << 24) ** degree * numerator // denominator
+    root = 0
+    for bit in reversed(range(power.bit_length() // degree + 1)):
+        if (root | 1 << bit) ** degree <= power:
+            root |= 1 << bit
+    return root
+
+
+def q24_product(j: Tensor, factor: int | Tensor) -> Tensor:
+    """j times a factor in Q24, to the nearest, int32: integers far below 2^63."""
+    sizes = (j.abs().long() * factor + (1 << 23)) >> 24
+    return (j.sign() * sizes).to(torch.int32)
+
+
 def _packing(array: NDArray[np.int32] | None) -> Packing:
     """The packing of an array (first_bin, by_bin); ModelMismatch for another."""
     if array is None:
