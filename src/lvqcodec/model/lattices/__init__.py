@@ -5,6 +5,7 @@ from lvqcodec.model.lattices.base import Lattice
 from lvqcodec.model.lattices.bw16 import BW16
 from lvqcodec.model.lattices.d4 import D4
 from lvqcodec.model.lattices.e8 import E8
+from lvqcodec.model.lattices.leech import Leech
 from lvqcodec.model.lattices.z import Z
 
-LATTICES: dict[str, type[Lattice]] = {"z": Z, "e8": E8, "d4": D4, "bw16": BW16}
+LATTICES: dict[str, type[Lattice]] = {"z": Z, "e8": E8, "d4": D4, "bw16": BW16, "leech": Leech}

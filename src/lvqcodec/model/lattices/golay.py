@@ -20,7 +20,7 @@ Octets are bytes, coordinate i of an octet its bit i; halves of octets are 4 bit
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.coding.rows import Floats, Integers
+from lvqcodec.coding.rows import BERNOULLI_ROWS, Floats, Integers
 
 BITS = 14
 """Masses of coordinates are Q14, at most 1; masses of words, products of three, Q42."""
@@ -59,7 +59,7 @@ _DIGITS[OCTETS.ravel()] = np.arange(128)
 
 
 def _natural() -> NDArray[np.int64]:
-    """Places (8 of a, 8 of x) of pairs in the order (whether halves differ, parity, left, right)."""
+    """Places (8 of a, 8 of x) of pairs in the order (differing halves or not, parity, left, right)."""
     place = np.empty(256, np.int64)
     for at, (differ, parity, left, right) in enumerate(np.ndindex(2, 2, 4, 4)):
         for which in (0, 1):
@@ -71,13 +71,13 @@ def _natural() -> NDArray[np.int64]:
 _PAIRS = _natural()
 
 
-def to_digits(bits: Integers) -> NDArray[np.int64]:
-    """Digits (4, V) of words (24, V); ValueError where one is none."""
+def to_digits(bits: Integers) -> NDArray[np.int64] | None:
+    """Digits (4, V) of words (24, V), None where one is no word."""
     octets = np.packbits(bits.astype(np.uint8).reshape(3, 8, -1), axis=1, bitorder="little")[:, 0]
     found = _DIGITS[octets]
     (a, b, c), x, which = found >> 4, found >> 1 & 7, found & 1
     if (found < 0).any() or (x != x[0]).any() or (a ^ b != c).any():
-        raise ValueError("bits that are no word of the Golay code")
+        return None
     return np.stack((x[0], a, b, which[0] << 2 | which[1] << 1 | which[2]))
 
 
@@ -120,38 +120,43 @@ class Masses:
             totals[at] = _totals(pairs[at], np.int64) >> 3
         return cls(halves, pairs, totals)
 
-    def walk(
-        self, extra: Integers, at: Integers
-    ) -> Generator[NDArray[np.int64], NDArray[np.int64], None]:
-        """Yield the masses (8, V) of each digit of the vectors `at`, and be sent the digits (V,).
+    def word(self, extra: Integers, at: Integers, bit: Callable[[Any], Any]) -> NDArray[np.int64]:
+        """Digits (4, V) of words, each bit of which is what `bit` says to its row number (V,).
 
-        extra (V,): what the word 0 has beyond its product, Q42.
+        at (V,): which of the vectors; extra (V,): what the word 0 has beyond its product, Q42.
         """
-        x = yield self._with(self.totals[:, at], extra)
-        count = self.totals.shape[1]
-        one, two, three = self.pairs.reshape(3, 8, -1)[..., x * count + at].astype(np.int64)
+        x = _digit(self.totals[:, at], extra, bit)
+        places = x * self.totals.shape[1] + at
+        one, two, three = self.pairs.reshape(3, 8, -1).take(places, axis=2).astype(np.int64)
         extra = extra * (x == 0)
         both = _transform(_transform(two) * _transform(three)) >> 3
-        a = yield self._with(one * both, extra)
+        a = _digit(one * both, extra, bit)
         extra = extra * (a == 0)
         each = np.arange(len(at))
-        b = yield self._with(one[a, each] * two * three[_OTHERS ^ a, each], extra)
-        extra = extra * (b == 0)
+        b = _digit(one[a, each] * two * three[np.arange(8)[:, None] ^ a, each], extra, bit)
         octets = OCTETS[np.stack((a, b, a ^ b)), x].transpose(2, 0, 1)
-        left, right = self.halves.reshape(3, 2, 16, -1).swapaxes(0, 1)
-        octads = np.arange(3)[:, None]
-        words = left[octads, octets & 15, at].astype(np.int64) * right[octads, octets >> 4, at]
-        first, second, third = (words >> BITS).swapaxes(0, 1)
-        products = first[:, None, None] * second[:, None] * third
-        yield self._with(products.reshape(8, -1), extra)
-
-    @staticmethod
-    def _with(masses: NDArray[np.int64], extra: Integers) -> NDArray[np.int64]:
-        masses[0] += extra
-        return masses
+        halves, octad = self.halves.reshape(3, 2, 16, -1), np.arange(3)[:, None]
+        left, right = halves[octad, 0, octets & 15, at], halves[octad, 1, octets >> 4, at]
+        first, second, third = (left * right >> BITS).astype(np.int64).swapaxes(0, 1)
+        products = (first[:, None, None] * second[:, None] * third).reshape(8, -1)
+        return np.stack((x, a, b, _digit(products, extra * (b == 0), bit)))
 
 
-_OTHERS = np.arange(8)[:, None]
+def row_of_one(ones: Integers, total: Integers) -> Any:
+    """Rows of a bit that is 1 with the mass `ones` out of a total, which may be 0."""
+    return ones // (total // BERNOULLI_ROWS + 1)
+
+
+def _digit(masses: NDArray[np.int64], extra: Integers, bit: Callable[[Any], Any]) -> Any:
+    """Digits (V,) of masses (8, V), of which 0 has some extra (V,); bits from the highest."""
+    masses[0] += extra
+    digit: Any = 0
+    while len(masses) > 1:
+        low, high = masses.reshape(2, -1, masses.shape[1])
+        ones = high.sum(0)
+        one = bit(row_of_one(ones, low.sum(0) + ones))
+        masses, digit = np.where(one, high, low), 2 * digit + one
+    return digit
 
 
 def total_mass(ones: Floats) -> Floats:
@@ -275,7 +280,7 @@ def _xor_min(one: Tensor, two: Tensor, scratch: Tensor) -> Tensor:
     size = len(one)
     group = torch.arange(size, device=one.device)
     order = (group[:, None] ^ group).flatten()
-    shape = size, size, *torch.broadcast_shapes(one.shape[1:], two.shape[1:])
+    shape = size, size, *np.broadcast_shapes(one.shape[1:], two.shape[1:])
     sums = scratch[: math.prod(shape)].view(shape)
     if two[0].numel() == sums[0, 0].numel():
         torch.index_select(two, 0, order, out=sums.view(-1, *shape[2:]))

@@ -149,22 +149,28 @@ class ParityLattice(Tabled):
         return suffix
 
     def _write_parities(
-        self, parity: Integers, ratio: Integers, suffix: Integers, encoder: SymbolEncoder
+        self,
+        parity: Integers,
+        ratio: Integers,
+        suffix: Integers,
+        encoder: SymbolEncoder,
+        odd: Any = 0,
     ) -> None:
-        """Code all parities (dim, V) but the last; ValueError where their sum is odd."""
-        state = np.bitwise_xor.accumulate(parity.astype(np.int8), axis=0)
+        """Code all parities (dim, V) but the last; ValueError where their sum is not `odd` (V,)."""
+        start = np.zeros_like(parity[:1], np.int8) ^ np.asarray(odd, np.int8)
+        state = np.bitwise_xor.accumulate(parity.astype(np.int8), axis=0) ^ start
         if state[-1].any():
             raise ValueError(f"vectors that are no points of {self.name}")
-        before = np.concatenate((np.zeros_like(state[:1]), state[:-2]))
+        before = np.concatenate((start, state[:-2]))
         rows = _parity_rows(ratio[:-1], suffix[1:-1], before)
         encoder.encode_bits(parity[:-1].ravel(), rows.ravel(), self.bernoulli)
 
     def _read_parities(
-        self, ratio: Integers, suffix: Integers, decoder: SymbolDecoder
+        self, ratio: Integers, suffix: Integers, decoder: SymbolDecoder, odd: Any = 0
     ) -> NDArray[np.int32]:
         """Mirror of _write_parities."""
         parity = np.empty(ratio.shape, np.int32)
-        state = np.zeros_like(parity[0])
+        state = np.zeros_like(parity[0]) ^ odd
         for i in range(self.dim - 1):
             rows = _parity_rows(ratio[i], suffix[i + 1], state)
             parity[i] = decoder.decode_bits(rows, self.bernoulli)
