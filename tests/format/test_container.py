@@ -199,7 +199,7 @@ def test_pack_refuses_what_unpack_would(kinds, message):
         ("height", 65536, "height 65536"),
         ("channels", 4, "channels, not 4"),
         ("quality", -1, "quality -1"),
-        ("lattice", "leech", "lattice 'leech' is not one of z, e8, d4"),
+        ("lattice", "k12", "lattice 'k12' is not one of z, e8, d4"),
         ("model", b"abc", "4 bytes of its digest, not 3"),
         ("stream_version", 0, "stream version 0"),
         ("stride", 4, r"a stride of 4 pixels is not one of \(8, 16\)"),

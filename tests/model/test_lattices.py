@@ -40,7 +40,9 @@ def test_nearest_points_are_their_own(lattice):
     assert lattice.nearest(random_vectors(lattice, 0)).shape == (0, lattice.dim)
 
 
-@pytest.mark.parametrize(("name", "moment"), [("z", 1 / 12), ("e8", 929 / 12960), ("d4", 0.0766)])
+@pytest.mark.parametrize(
+    ("name", "moment"), [("z", 1 / 12), ("e8", 929 / 12960), ("d4", 0.0766), ("leech", 0.06577)]
+)
 def test_second_moment(name, moment):
     """Normalised: the error of a lattice of volume 1 (Conway & Sloane 1982, table I)."""
     lattice = LATTICES[name].fit()

@@ -75,7 +75,7 @@ def test_vectors_in_order_are_lattice_points_and_the_rest_scalars(name):
 
 @pytest.mark.parametrize("name", LATTICES)
 def test_where_bits_cost_nothing_the_nearest_point_is_chosen(name):
-    x, bins = source(800, mean=1.0)
+    x, bins = source(960, mean=1.0)
     bins = bins.clamp(min=FIRST)
     quantizer = Quantizer(name, parametric_tables(name), rdo_lambda=0)
     lattice = quantizer.lattice
@@ -83,7 +83,7 @@ def test_where_bits_cost_nothing_the_nearest_point_is_chosen(name):
     assert torch.equal(quantizer.choose(x, bins), nearest)
     points = quantizer.reconstruct(nearest, bins) / LATENT_UNITS
     assert (points - x).square().mean() == pytest.approx(
-        {1: 1 / 12, 4: 0.0766, 8: 0.0717, 16: 0.0683}[lattice.dim], rel=0.1
+        {1: 1 / 12, 4: 0.0766, 8: 0.0717, 16: 0.0683, 24: 0.0658}[lattice.dim], rel=0.1
     )
 
 
@@ -262,7 +262,7 @@ def test_garbage_is_numbers_or_a_stream_error(lattice, data, seed):
         j = torch.from_numpy(quantizer.read(bins, decoder))
     except StreamError:
         return
-    assert j.abs().max() <= 4 * 32768 + 2
+    assert j.abs().max() <= getattr(quantizer.lattice, "period", 1) * (32768 + 1)
     quantizer.reconstruct(j, torch.from_numpy(bins))
 
 
@@ -440,8 +440,8 @@ def test_lattices_that_there_are_no_rows_for():
     tables = CodingTables(parametric_tables().z)
     with pytest.raises(UsageError, match=r"no rows for lattice 'e8'; .* refit NAME .*--lattice e8"):
         Quantizer("e8", tables)
-    with pytest.raises(UsageError, match="unknown lattice 'leech'; choose one of z, e8"):
-        Quantizer("leech", tables)
+    with pytest.raises(UsageError, match="unknown lattice 'k12'; choose one of z, e8"):
+        Quantizer("k12", tables)
 
 
 def rate_and_error(lattice, sigma, step):

@@ -65,8 +65,8 @@ def centroid_limits(entries: int, unit: float) -> NDArray[np.int8]:
 
     Less than the point, so that no sign ever changes.
     """
-    points = np.ceil(FRACTION * unit * np.arange(entries)) - 1
-    return np.clip(points, 0, MAX_CENTROID).astype(np.int8)
+    below = np.ceil(FRACTION * unit * np.arange(entries)) - 1
+    return np.asarray(np.clip(below, 0, MAX_CENTROID), np.int8)
 
 
 def fit_centroids(
@@ -83,7 +83,7 @@ def fit_centroids(
         return np.concatenate((sums[..., :last], sums[..., last:].sum(-1, keepdims=True)), -1)
 
     mean = FRACTION * capped(offsets) / (capped(counts) + PRIOR)
-    return np.clip(np.rint(mean), -limits, limits).astype(np.int8)
+    return np.asarray(np.clip(np.rint(mean), -limits, limits), np.int8)
 
 
 def refit_rows(table: RowTable, counts: Integers) -> RowTable:

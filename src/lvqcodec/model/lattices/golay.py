@@ -59,13 +59,13 @@ _DIGITS[OCTETS.ravel()] = np.arange(128)
 
 
 def _natural() -> NDArray[np.int64]:
-    """Places (8 of a, 8 of x) of pairs in the order (differing halves or not, parity, left, right)."""
-    place = np.empty(256, np.int64)
+    """Places (8 of a, 8 of x) of pairs in the order (halves alike or not, parity, left, right)."""
+    place: NDArray[np.int64] = np.empty(256, np.int64)
     for at, (differ, parity, left, right) in enumerate(np.ndindex(2, 2, 4, 4)):
         for which in (0, 1):
             low, high = _HALVES[which, parity, left], _HALVES[which ^ differ, parity, right]
             place[low | high << 4] = at
-    return place[OCTETS[..., 0]]
+    return np.asarray(place[OCTETS[..., 0]])
 
 
 _PAIRS = _natural()
@@ -138,7 +138,7 @@ class Masses:
         halves, octad = self.halves.reshape(3, 2, 16, -1), np.arange(3)[:, None]
         left, right = halves[octad, 0, octets & 15, at], halves[octad, 1, octets >> 4, at]
         first, second, third = (left * right >> BITS).astype(np.int64).swapaxes(0, 1)
-        products = (first[:, None, None] * second[:, None] * third).reshape(8, -1)
+        products = (first[:, None, None] * second[:, None] * third).reshape(8, len(at))
         return np.stack((x, a, b, _digit(products, extra * (b == 0), bit)))
 
 
@@ -152,7 +152,7 @@ def _digit(masses: NDArray[np.int64], extra: Integers, bit: Callable[[Any], Any]
     masses[0] += extra
     digit: Any = 0
     while len(masses) > 1:
-        low, high = masses.reshape(2, -1, masses.shape[1])
+        low, high = np.split(masses, 2)
         ones = high.sum(0)
         one = bit(row_of_one(ones, low.sum(0) + ones))
         masses, digit = np.where(one, high, low), 2 * digit + one
@@ -182,7 +182,7 @@ def _pair_masses(halves: NDArray[Any], bits: int) -> NDArray[Any]:
     left, right = left[..., None, :], right[..., None, :, :]
     sums = left[:, :1] * right
     sums += left[:, 1:] * right[:, ::-1]
-    return _down(sums, bits).reshape(3, 64, -1)[:, _PAIRS]
+    return np.asarray(_down(sums, bits).reshape(3, 64, -1)[:, _PAIRS])
 
 
 def _totals(pairs: NDArray[Any], dtype: Any) -> NDArray[Any]:
@@ -196,7 +196,7 @@ def _totals(pairs: NDArray[Any], dtype: Any) -> NDArray[Any]:
 def _transform(values: NDArray[Any]) -> NDArray[Any]:
     """Walsh-Hadamard transform over the first axis, of 8: products of it are convolutions."""
     for size in (4, 2, 1):
-        shaped = values.reshape(-1, 2, size, *values.shape[1:])
+        shaped = values.reshape(4 // size, 2, size, *values.shape[1:])
         out = np.empty_like(shaped)
         np.add(shaped[:, 0], shaped[:, 1], out=out[:, 0])
         np.subtract(shaped[:, 0], shaped[:, 1], out=out[:, 1])
@@ -218,7 +218,7 @@ def cheapest_words(costs: Tensor) -> tuple[Tensor, Tensor]:
     word; the sum of parities is even in the first code and odd in the second. Exact.
     """
     scratch = costs.new_empty(16 * 16 * 8 * 2 * min(costs.shape[-1], _FEW))
-    parts = [_cheapest(part, scratch) for part in costs.split(_FEW, -1)]
+    parts = [_cheapest(part, scratch) for part in torch.split(costs, _FEW, -1)]
     octets, code = (torch.cat(part, -1) for part in zip(*parts, strict=True))
     bits = octets[:, None] >> torch.arange(8, device=costs.device)[:, None] & 1
     return bits.flatten(0, 1), code

@@ -267,6 +267,8 @@ _TIMES = np.array([1, 759, 2576, 759, 1])[:, None]
 
 def _in_parts(choose: Callable[..., Tensor], *values: Tensor) -> Tensor:
     """What `choose` gives, some vectors after the other: the costs of residues take memory."""
+    if not len(values[0]):
+        return values[0].int()
     parts = zip(*(torch.split(value, _VECTORS) for value in values), strict=True)
     return torch.cat([choose(*part) for part in parts])
 
@@ -305,7 +307,7 @@ def _shares(parity: Floats, odd: Floats, word: Floats, coset: Floats) -> NDArray
 
 
 def _ratios(counts: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """The parity, odd, word and coset ratios (bins,) that have the `_shares` of counts (5, bins)."""
+    """The parity, odd, word and coset ratios (bins,) with the `_shares` of counts (5, bins)."""
     zero, four, two, one, three = counts
     moment, skew = (zero - four) / (zero + four), (one - three) / (one + three)
     least = np.full_like(moment, -1)
