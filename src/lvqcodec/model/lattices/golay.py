@@ -58,17 +58,16 @@ _DIGITS = np.full(256, -1)
 _DIGITS[OCTETS.ravel()] = np.arange(128)
 
 
-def _natural() -> NDArray[np.int64]:
-    """Places (8 of a, 8 of x) of pairs in the order (halves alike or not, parity, left, right)."""
-    place: NDArray[np.int64] = np.empty(256, np.int64)
-    for at, (differ, parity, left, right) in enumerate(np.ndindex(2, 2, 4, 4)):
-        for which in (0, 1):
-            low, high = _HALVES[which, parity, left], _HALVES[which ^ differ, parity, right]
-            place[low | high << 4] = at
-    return np.asarray(place[OCTETS[..., 0]])
+_differ, _parity, _left, _right, _which = np.ogrid[:2, :2, :4, :4, :2]
+_FROM_HALVES = (
+    _HALVES[_which, _parity, _left] | _HALVES[_which ^ _differ, _parity, _right] << 4
+).reshape(64, 2)
+"""Octets (64 pairs, 2) in natural order: of halves alike or not, of a parity, left, right."""
 
-
-_PAIRS = _natural()
+_PLACES = np.empty(256, np.int64)
+_PLACES[_FROM_HALVES] = np.arange(64)[:, None]
+_PAIRS = _PLACES[OCTETS[..., 0]]
+"""Places (8 of a, 8 of x) of pairs in natural order."""
 
 
 def to_digits(bits: Integers) -> NDArray[np.int64] | None:
@@ -84,11 +83,11 @@ def to_digits(bits: Integers) -> NDArray[np.int64] | None:
 def to_bits(digits: Integers) -> NDArray[np.uint8]:
     """Words (24, V) of digits (4, V)."""
     x, a, b, which = digits
-    octets = OCTETS[np.stack((a, b, a ^ b)), x, which >> _PLACES & 1].astype(np.uint8)
+    octets = OCTETS[np.stack((a, b, a ^ b)), x, which >> _WHICH & 1].astype(np.uint8)
     return np.unpackbits(octets[:, None], axis=1, bitorder="little").reshape(24, -1)
 
 
-_PLACES = np.array([[2], [1], [0]])
+_WHICH = np.array([[2], [1], [0]])
 
 
 # --- masses ---------------------------------------------------------------------------------------
@@ -212,7 +211,7 @@ def _down(values: NDArray[Any], bits: int) -> NDArray[Any]:
 
 
 def cheapest_words(costs: Tensor) -> tuple[Tensor, Tensor]:
-    """Bits (24, V) of the cheapest word, and which of two codes it is best in (V,), int64 both.
+    """Bits (24, V) of the cheapest word, and which of two codes it is best in (V,), both int64.
 
     costs (2 parities, 2 bits, 24, 2 codes, V): of each coordinate, by a parity and the bit of the
     word; the sum of parities is even in the first code and odd in the second. Exact.
@@ -252,27 +251,28 @@ def _cheapest(costs: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
     code = (total[count:] < total[:count]).long()
 
     at = code * count + torch.arange(count, device=device)
-    x = least[:, at].argmin(0)
+    x = least.index_select(1, at).min(0).indices
+    size, at_x = 8 * 2 * count, 2 * count * x + at
     group = torch.arange(16, device=device)[:, None]
-    both = sums[group, x, at].argmin(0)
-    one = (pairs[0, group, x, at] + pairs[1, group ^ both, x, at]).argmin(0)
+    cells = size * group + at_x
+    both = sums.take(cells).min(0).indices
+    one = pairs[0].take(cells).add_(pairs[1].take(size * (group ^ both) + at_x)).min(0).indices
     chosen = torch.stack((one, one ^ both, both ^ code << 3))
-    pair = torch.from_numpy(_PAIRS).to(device)[chosen & 7, x]
-    return _cheapest_octets(left, right, pair, chosen >> 3, at), code
+    pair = torch.from_numpy(_PAIRS).to(device).take(8 * (chosen & 7) + x)
+    return _cheapest_octets(halves, pair, chosen >> 3, at), code
 
 
-def _cheapest_octets(
-    left: Tensor, right: Tensor, pair: Tensor, parity: Tensor, at: Tensor
-) -> Tensor:
+def _cheapest_octets(halves: Tensor, pair: Tensor, parity: Tensor, at: Tensor) -> Tensor:
     """Octets (3, V) of pairs (3, V) in natural order and parities of sums (3, V), of vectors at."""
-    differ, kind, i, j = pair >> 5, pair >> 4 & 1, pair >> 2 & 3, pair & 3
-    octad = torch.arange(3, device=pair.device)[:, None]
+    octad = torch.arange(0, 6, 2, device=pair.device)[:, None]
     group = torch.arange(4, device=pair.device)[:, None, None]
-    other = group ^ (2 * parity + differ)
-    costs = left[group, kind, i, octad, at] + right[other, kind, j, octad, at]
-    first = costs.argmin(0) & 1
-    halves = torch.from_numpy(_HALVES).to(pair.device)
-    return halves[first, kind, i] | halves[first ^ differ, kind, j] << 4
+    size = halves.shape[-1]
+    left = (6 * (pair >> 2 & 7) + octad) * size + at
+    right = (6 * (pair >> 2 & 4) + 6 * (pair & 3) + octad + 1) * size + at
+    other = group ^ 2 * parity + (pair >> 5)
+    costs = halves.take(48 * size * group + left).add_(halves.take(48 * size * other + right))
+    first = costs.min(0).indices & 1
+    return torch.from_numpy(_FROM_HALVES).to(pair.device).take(2 * pair + first)
 
 
 def _xor_min(one: Tensor, two: Tensor, scratch: Tensor) -> Tensor:
@@ -282,13 +282,16 @@ def _xor_min(one: Tensor, two: Tensor, scratch: Tensor) -> Tensor:
     order = (group[:, None] ^ group).flatten()
     shape = size, size, *np.broadcast_shapes(one.shape[1:], two.shape[1:])
     sums = scratch[: math.prod(shape)].view(shape)
-    if two[0].numel() == sums[0, 0].numel():
+    if shape[2:] == two.shape[1:]:
         torch.index_select(two, 0, order, out=sums.view(-1, *shape[2:]))
         sums += one[:, None]
     else:
         others = two.index_select(0, order).view(size, size, *two.shape[1:])
         torch.add(one[:, None], others, out=sums)
-    return sums.amin(0)
+    while size > 2:
+        size //= 2
+        sums = torch.minimum(sums[:size], sums[size:], out=sums[:size])
+    return torch.minimum(sums[0], sums[1])
 
 
 _HALVES_IN_ORDER = torch.from_numpy(_HALVES.ravel())

@@ -118,14 +118,19 @@ class Leech(ParityLattice):
 
     def pick(self, costs: Tensor) -> Tensor:
         """See `ParityLattice.pick`: the best coset and word, by their best parities."""
-        by_bits = costs.view(-1, 24, 2, 2, 2).permute(2, 3, 1, 4, 0)
-        bits, coset = golay.cheapest_words(by_bits.contiguous())
-        even = 2 * bits.T[..., None] + coset[:, None, None]
-        costs = torch.cat((costs.gather(-1, even), costs.gather(-1, even + 4)), -1)
-        costs[:, 0] = costs[:, 0].gather(-1, coset[:, None] ^ torch.arange(2, device=costs.device))
-        parity = cheapest_parities(costs[..., :1], costs[..., 1:])[0]  # of an even sum: one was
-        parity[:, 0, 0] ^= coset  # turned over where it is to be odd
-        return (4 * parity + even).squeeze(-1)
+        costs = costs.view(-1, 24, 2, 2, 2).permute(2, 3, 1, 4, 0).contiguous()
+        bits, coset = golay.cheapest_words(costs)
+        odd_coset = coset.bool()
+        costs = torch.where(odd_coset, costs[..., 1, :], costs[..., 0, :])
+        even, odd = torch.where(bits.bool(), costs[:, 1], costs[:, 0])
+        # an odd sum is made an even one: of the first coordinate the parities change places
+        even[0], odd[0] = (
+            torch.where(odd_coset, odd[0], even[0]),
+            torch.where(odd_coset, even[0], odd[0]),
+        )
+        parity = cheapest_parities(even, odd)[0]
+        parity[0] ^= coset
+        return (4 * parity + 2 * bits + coset).T
 
     # --- symbols ----------------------------------------------------------------------------------
 
