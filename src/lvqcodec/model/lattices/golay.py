@@ -288,10 +288,7 @@ def _xor_min(one: Tensor, two: Tensor, scratch: Tensor) -> Tensor:
     else:
         others = two.index_select(0, order).view(size, size, *two.shape[1:])
         torch.add(one[:, None], others, out=sums)
-    while size > 2:
-        size //= 2
-        sums = torch.minimum(sums[:size], sums[size:], out=sums[:size])
-    return torch.minimum(sums[0], sums[1])
+    return torch.minimum(sums[0], sums[1]) if size == 2 else sums.amin(0)  # of two much quicker
 
 
 _HALVES_IN_ORDER = torch.from_numpy(_HALVES.ravel())
