@@ -172,7 +172,7 @@ class EncodeOptions:
     lattice: str | None = _option(
         None,
         OneOf(LATTICES, "unknown {name} {value!r}"),
-        "Lattice to quantise to: z is scalar, d4 packs four values, e8 eight.",
+        "Lattice to quantise to: z is scalar, d4 packs four values, e8 eight, bw16 16, leech 24.",
         unset="the model's own",
     )
     alpha_quality: int = _option(

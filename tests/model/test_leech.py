@@ -102,7 +102,7 @@ def test_masses_of_words_are_products(skew):
     exact = np.exp2(WORDS.T.astype(float) @ logs)
     exact[0] += skew
     np.testing.assert_allclose(golay.total_mass(np.exp2(logs)) + skew, exact.sum(0))
-    masses = golay.Masses.of(ones)
+    masses = golay.Masses.of(ones.astype(np.int32))
     np.testing.assert_allclose(masses.totals.sum(0) / 2.0**42 + skew, exact.sum(0), rtol=2e-3)
     for vector in range(5):
         bits = iter([NUMBERS >> place & 1 for place in reversed(range(12))])

@@ -462,6 +462,8 @@ def rate_and_error(lattice, sigma, step):
         ("e8", 2.0, 0.03),
         ("d4", 1.0, 0.025),
         ("d4", 2.0, 0.015),
+        ("bw16", 1.0, 0.06),
+        ("bw16", 2.0, 0.04),
     ],
 )
 def test_lattices_save_rate_at_equal_error(lattice, sigma, margin):

@@ -84,13 +84,13 @@ class ConstructionB(ParityLattice):
         """See `ParityLattice.pick`: the best of all words, each by its best parities."""
         costs = costs.permute(1, 2, 0).contiguous()
         even, odd = costs[:, :2], costs[:, 2:]
-        words = torch.from_numpy(reed_muller(self.order, self.dim)).to(costs.device)
+        words = torch.from_numpy(_words(self.order, self.dim)).to(costs.device)
         best = self._totals(even, odd).min(0).indices  # much quicker than argmin
         word = words.T.index_select(1, best)
         of_word = [torch.where(word, each[:, 1], each[:, 0]) for each in (even, odd)]
-        return (2 * cheapest_parities(*of_word)[0] + word).T
+        return (2 * cheapest_parities(*of_word)[0] + word).T.contiguous()
 
-    def _totals(self, even: Tensor, odd: Tensor) -> Tensor:
+    def _totals(self, even: Tensor, odd: Tensor) -> Any:
         """Least costs (words, V), of costs (dim, 2, V) of the parities where a word is 0 or 1."""
         total = self._fold(torch.minimum(even, odd), torch.add, torch)
         wrong = self._fold(odd < even, torch.logical_xor, torch)
@@ -117,7 +117,7 @@ class ConstructionB(ParityLattice):
         index = (bins.long() - self.first_bin).cpu()
         parity = torch.from_numpy(self.parity_ratio / RATIO_ONE)[index]
         coset = torch.from_numpy(self.coset_ratio / LOG_ONE)[index]
-        words = torch.from_numpy(reed_muller(self.order, self.dim)).double()
+        words = torch.from_numpy(_words(self.order, self.dim)).double()
         mass = (parity.prod(-1) + (coset @ words.T).exp2().sum(-1)) / 2
         return super().bits(j, bins) + float(mass.log2().sum())
 
@@ -127,22 +127,23 @@ class ConstructionB(ParityLattice):
         """See `Lattice.write`."""
         j, index = np.ascontiguousarray(j.T), self._index(bins)
         residue = (j & 3).astype(np.uint8)
-        number = self._number(residue & 1)
+        word, parity = residue & 1, residue >> 1
+        number = self._number(word)
         ratio, sums = self._sums(index)
         self._write_number(number, sums, encoder)
-        ratio *= 1 - (residue & 1)
-        self._write_parities(residue >> 1, ratio, self._products(ratio), encoder)
-        q = (j >> 2) ^ _MIRROR[residue]
-        encoder.encode_integers(q.ravel(), (3 * index + _CLASS[residue]).ravel(), self.rows)
+        ratio *= 1 - word
+        self._write_parities(parity, ratio, self._products(ratio), encoder)
+        q = (j >> 2) ^ _mirror(residue)
+        encoder.encode_integers(q.ravel(), _value_rows(index, residue).ravel(), self.rows)
 
     def read(self, bins: Integers, decoder: SymbolDecoder) -> Any:
         """See `Lattice.read`."""
         index = self._index(bins)
         ratio, sums = self._sums(index)
-        word = reed_muller(self.order, self.dim).T[:, self._read_number(sums, decoder)]
-        ratio *= ~word
+        word = reed_muller(self.order, self.dim, self._read_number(sums, decoder))
+        ratio *= 1 - word
         residue = 2 * self._read_parities(ratio, self._products(ratio), decoder) + word
-        q = self._read_values(3 * index + _CLASS[residue], decoder) ^ _MIRROR[residue]
+        q = self._read_values(_value_rows(index, residue), decoder) ^ _mirror(residue)
         return known(4 * q + residue, decoder)
 
     def _number(self, word: Integers) -> Any:
@@ -151,41 +152,40 @@ class ConstructionB(ParityLattice):
         if self.order:
             for digit in reversed(range(self.dim.bit_length() - 1)):
                 number = 2 * number + (word[1 << digit] ^ word[0])
-        if (word != reed_muller(self.order, self.dim).T[:, number]).any():
+        if (word != reed_muller(self.order, self.dim, number)).any():
             raise ValueError(f"vectors that are no points of {self.name}")
         return number
 
-    def _sums(self, index: Integers) -> tuple[Any, list[NDArray[np.int64]]]:
+    def _sums(self, index: Integers) -> tuple[NDArray[np.int32], list[NDArray[np.uint64]]]:
         """Parity ratios (dim, V), and sums of the masses of the words that share a beginning.
 
         Sum i (2^i, V) is over all words whose numbers have the same first i bits.
         """
-        ratio, products = self._ratios(index)
-        coset = self.coset_ratio.take(index)
-        logs = self._fold(np.stack((0 * coset, coset), 1), np.add, np)
-        power = logs // (LOG_ONE // _POWERS_PER_OCTAVE)
-        masses = _POWERS.take(np.clip(power + _POWER_RANGE, 0, 2 * _POWER_RANGE))
-        masses[0] = (RATIO_ONE + products[0]) << 15
+        ratio, coset = self.parity_ratio.take(index), self.coset_ratio.take(index)
+        logs = self._fold(np.stack((np.zeros_like(coset), coset), 1), np.add, np)
+        power = logs // (LOG_ONE // _POWERS_PER_OCTAVE) + _POWER_RANGE
+        masses = _POWERS.take(power, mode="clip")
+        masses[0] = (RATIO_ONE + self._products(ratio)[0]).astype(np.uint64) << 15
         sums = [masses]
         while len(sums[0]) > 1:
             sums.insert(0, sums[0][::2] + sums[0][1::2])
         return ratio, sums
 
     def _write_number(
-        self, number: Integers, sums: list[NDArray[np.int64]], encoder: SymbolEncoder
+        self, number: Integers, sums: list[NDArray[np.uint64]], encoder: SymbolEncoder
     ) -> None:
         """Code the numbers of words (V,), bit by bit from the largest."""
-        shifts = range(len(sums) - 1, 0, -1)
-        rows = [_rows_of_bit(*sums[i : i + 2], number >> n) for i, n in enumerate(shifts)]
-        bits = [number >> (n - 1) & 1 for n in shifts]
+        shifts = range(len(sums) - 2, -1, -1)
+        bits = [number >> n & 1 for n in shifts]
+        rows = [_rows_of_bit(sums[-n - 2], sums[-n - 1], number >> n + 1) for n in shifts]
         encoder.encode_bits(np.concatenate(bits), np.concatenate(rows), self.bernoulli)
 
-    def _read_number(self, sums: list[NDArray[np.int64]], decoder: SymbolDecoder) -> Any:
+    def _read_number(self, sums: list[NDArray[np.uint64]], decoder: SymbolDecoder) -> Any:
         """Mirror of _write_number."""
-        number = np.zeros(sums[0].shape[1], np.int32)
+        number = np.zeros(sums[0].shape[1], np.uint8)
         for total, parts in pairwise(sums):
             rows = _rows_of_bit(total, parts, number)
-            number = 2 * number + decoder.decode_bits(rows, self.bernoulli)
+            number = 2 * number + decoder.decode_bits(rows, self.bernoulli).astype(np.uint8)
         return number
 
     # --- fitting ----------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class ConstructionB(ParityLattice):
     @property
     def least_bits(self) -> float:
         """See `Lattice.least_bits`: a vector has the bits of its word and all parities but one."""
-        bits = len(reed_muller(self.order, self.dim)).bit_length() - 1 + self.dim - 1
+        bits = len(_words(self.order, self.dim)).bit_length() - 1 + self.dim - 1
         bit = self.bernoulli.least_bits.min()
         return float(self.rows.least_bits.min() + bit * bits / self.dim)
 
@@ -227,7 +227,7 @@ class ConstructionB(ParityLattice):
     @classmethod
     def _halves(cls, coset: Floats) -> tuple[Floats, Floats]:
         """Sums over words of (mass * share of zeros, mass * share of ones), without parities."""
-        ones, times = np.unique(reed_muller(cls.order, cls.dim).sum(1), return_counts=True)
+        ones, times = np.unique(_words(cls.order, cls.dim).sum(1), return_counts=True)
         masses = times[:, None] * 2.0 ** (ones[:, None] * coset)
         odd = ones @ masses / cls.dim
         return masses.sum(0) - odd, odd
@@ -265,25 +265,30 @@ class ConstructionB(ParityLattice):
         return parity(cls._halves(coset)[0]), coset
 
 
-@cache
-def reed_muller(order: int, length: int) -> NDArray[np.bool_]:
-    """The words (2^k, length) of the Reed-Muller code of this order, 0 or 1, by number.
+def reed_muller(order: int, length: int, number: Integers) -> Any:
+    """Words (length, V) of the Reed-Muller code of this order, 0 or 1, by their numbers (V,).
 
     A bit is repeated (order 0) or an affine function of the digits of the coordinate's own number,
     of which there are a power of two (order 1): (u, u) and (u, not u) are the words of twice the
     length (Muller 1954, doi.org/10.1109/IREPGELC.1954.6499441). The first bit of a word's number is
     its first coordinate; the others tell which digits change it, the largest first.
     """
-    words = np.array([[[False]], [[True]]])
-    while words.shape[2] < length:
-        parts = [np.concatenate((words, words), 2)]
-        if order:
-            parts.append(np.concatenate((words, ~words), 2))
-        words = np.concatenate(parts, 1)
-    return words.reshape(-1, length)
+    digits = length.bit_length() - 1
+    word = number[None] >> order * digits
+    for digit in range(digits):
+        change = number >> digit & 1 if order else 0
+        word = np.concatenate((word, word ^ change))
+    return word
 
 
-# --- powers of two ----------------------------------------------------------------------------
+@cache
+def _words(order: int, length: int) -> NDArray[np.bool_]:
+    """All words (2^k, length) by number."""
+    numbers = np.arange(2 * length if order else 2)
+    return np.ascontiguousarray(reed_muller(order, length, numbers).T, np.bool_)
+
+
+# --- powers of two --------------------------------------------------------------------------------
 
 _POWERS_PER_OCTAVE = 32
 _POWER_RANGE = 12 * _POWERS_PER_OCTAVE
@@ -300,22 +305,37 @@ def powers(exponents: Iterable[int], octave: int, bits: int) -> NDArray[np.int64
     return np.array(roots, np.int64)
 
 
-_POWERS = powers(range(-_POWER_RANGE, _POWER_RANGE + 1), _POWERS_PER_OCTAVE, 30)
+_POWERS = powers(range(-_POWER_RANGE, _POWER_RANGE + 1), _POWERS_PER_OCTAVE, 30).view(np.uint64)
 
-_BISECTIONS = 30
-_COSET_RANGE = 16.0
 
-# --- residues mod 4 ------------------------------------------------------------------------------
+# --- residues mod 4 and bits of numbers -----------------------------------------------------------
 
-_CLASS = np.array([0, 2, 1, 2])
-_MIRROR = np.array([0, 0, 0, -1], np.int32)
-"""j = 4 q + residue, and where this is 3, -j = 4 q' + 1: q' = -1 - q, which is q ^ -1."""
+
+def _value_rows(index: Integers, residue: Integers) -> Any:
+    """Rows of the values: classes 0, 2, 1, 2 of the residues 0 to 3."""
+    return 3 * index + ((residue & 1) << 1 | (residue == 2))
+
+
+def _mirror(residue: Integers) -> Any:
+    """-1 for the residue 3, else 0.
+
+    j = 4 q + residue, and -j = 4 q' + 1 where the residue is 3: q' = -1 - q, which is q ^ -1.
+    """
+    return -(residue == 3).astype(np.int32)
 
 
 def _rows_of_bit(totals: Integers, parts: Integers, number: Integers) -> Any:
-    """Rows of the next bit of numbers (V,), given their first bits: shares of the sums of masses."""
-    ones = np.take_along_axis(parts, 2 * number[None] + 1, 0)[0]
-    return ones * BERNOULLI_ROWS // np.take_along_axis(totals, number[None], 0)[0]
+    """Rows of the next bit of numbers (V,), given their first bits: shares of sums of masses."""
+    place = number.astype(np.intp) * len(number) + np.arange(len(number))
+    ones, total = (sums.ravel().take(place) for sums in (parts[1::2], totals))
+    return (ones * BERNOULLI_ROWS // total).astype(np.int32)
+
+
+# --- inversion of moments -------------------------------------------------------------------------
+
+_BISECTIONS = 30
+_COSET_RANGE = 16.0
+"""Coset ratios are within 2^-16 and 2^16."""
 
 
 def _class_sums(masses: Floats | Integers) -> NDArray[np.float64]:

@@ -9,7 +9,11 @@ lattices, second moments of polytopes, and quantization", 1982, doi.org/10.1109/
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from lvqcodec.model.lattices.construction_b import ConstructionB
+from lvqcodec.model.lattices.parity import cheapest_parities
 
 
 class E8(ConstructionB):
@@ -20,3 +24,9 @@ class E8(ConstructionB):
     unit = 0.5
     order = 0
     second_moment = 0.0717
+
+    def pick(self, costs: Tensor) -> Tensor:
+        """See `ParityLattice.pick`: of two words the parities of both are found soonest."""
+        parity, total = cheapest_parities(costs[..., :2], costs[..., 2:])
+        coset = (total[..., 1] < total[..., 0])[..., None]
+        return 2 * torch.where(coset, parity[..., 1], parity[..., 0]) + coset

@@ -106,7 +106,7 @@ class Masses:
     totals: NDArray[np.int64]
 
     @classmethod
-    def of(cls, ones: Integers) -> Masses:
+    def of(cls, ones: NDArray[np.int32]) -> Masses:
         """Those of masses (24, V) of coordinates that are 1, Q14, where 0 has the mass 1."""
         count = ones.shape[1]
         halves = np.empty((6, 16, count), np.int32)
@@ -114,7 +114,7 @@ class Masses:
         totals = np.empty((8, count), np.int64)
         for start in range(0, count, _CHUNK):
             at = np.s_[..., start : start + _CHUNK]
-            halves[at] = _half_masses(ones[at].astype(np.int32), BITS)
+            halves[at] = _half_masses(ones[at], BITS)
             pairs[at] = _pair_masses(halves[at], BITS)
             totals[at] = _totals(pairs[at], np.int64) >> 3
         return cls(halves, pairs, totals)
@@ -189,7 +189,7 @@ def _totals(pairs: NDArray[Any], dtype: Any) -> NDArray[Any]:
     first, second, third = _transform(pairs.swapaxes(0, 1)).swapaxes(0, 1)
     products = np.multiply(first, second, dtype=dtype)
     products *= third
-    return products.sum(0)
+    return np.asarray(products.sum(0))
 
 
 def _transform(values: NDArray[Any]) -> NDArray[Any]:

@@ -194,23 +194,23 @@ class Leech(ParityLattice):
         Masses of both cosets are Q42 and below 2^57.
         """
         masses = golay.Masses.of(self._word_masses.take(index))
-        extra = self._products(self.parity_ratio.take(index).astype(np.int64))[0] << 27
+        extra = self._products(self.parity_ratio.take(index))[0].astype(np.int64) << 27
         product = np.full(index.shape[1], 1 << 40)
         for mass in self._coset_masses.take(index):
             product = product * mass >> golay.BITS
-        skew = self._products(self.odd_ratio.take(index).astype(np.int64))[0]
+        skew = self._products(self.odd_ratio.take(index))[0].astype(np.int64)
         odd = (product >> 10) * (RATIO_ONE - skew) << 9
         return masses, extra, golay.row_of_one(odd, masses.totals.sum(0) + extra + odd)
 
     def _skews(self, index: Integers, coset: Any, word: Any) -> tuple[Any, Any]:
         """Parity ratios (24, V), given cosets (V,) and words (24, V), and their products."""
-        odd = self.odd_ratio.take(index) * (1 - 2 * word.astype(np.int64))
+        odd = self.odd_ratio.take(index) * (1 - 2 * word.astype(np.int32))
         ratio = np.where(coset, odd, self.parity_ratio.take(index) * (word == 0))
         return ratio, self._products(ratio)
 
     @cached_property
-    def _word_masses(self) -> NDArray[np.int64]:
-        return powers(self.word_ratio.tolist(), LOG_ONE, golay.BITS)
+    def _word_masses(self) -> NDArray[np.int32]:
+        return powers(self.word_ratio.tolist(), LOG_ONE, golay.BITS).astype(np.int32)
 
     @cached_property
     def _coset_masses(self) -> NDArray[np.int64]:

@@ -132,20 +132,21 @@ class ParityLattice(Tabled):
 
     # --- the trellis ------------------------------------------------------------------------------
 
-    def _index(self, bins: Integers) -> NDArray[np.int64]:
+    def _index(self, bins: Integers) -> NDArray[np.int16]:
         """Bins (V, dim) from first_bin on, coordinates first: (dim, V)."""
-        return np.ascontiguousarray(bins.T, np.int64) - self.first_bin
+        return np.ascontiguousarray(bins.astype(np.int16).T) - np.int16(self.first_bin)
 
     def _ratios(self, index: Integers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Parity ratios (dim, V) and the products (dim + 1, V) of each and all after it."""
         ratio = self.parity_ratio.take(index).astype(np.int64)
         return ratio, self._products(ratio)
 
-    def _products(self, ratio: Integers) -> NDArray[np.int64]:
+    def _products(self, ratio: Integers) -> Any:
         """Products (dim + 1, V) of parity ratios (dim, V), of each and all after it."""
-        suffix = np.full((self.dim + 1, ratio.shape[1]), RATIO_ONE, np.int64)
-        for i in reversed(range(self.dim)):
-            suffix[i] = ratio[i] * suffix[i + 1] >> 15
+        suffix = np.full((self.dim + 1, ratio.shape[1]), RATIO_ONE, ratio.dtype)
+        for one, rest, product in zip(ratio[::-1], suffix[:0:-1], suffix[-2::-1], strict=True):
+            np.multiply(one, rest, out=product)
+            product >>= 15
         return suffix
 
     def _write_parities(
@@ -157,12 +158,13 @@ class ParityLattice(Tabled):
         odd: Any = 0,
     ) -> None:
         """Code all parities (dim, V) but the last; ValueError where their sum is not `odd` (V,)."""
-        start = np.zeros_like(parity[:1], np.int8) ^ np.asarray(odd, np.int8)
-        state = np.bitwise_xor.accumulate(parity.astype(np.int8), axis=0) ^ start
-        if state[-1].any():
+        before = np.zeros_like(parity)
+        before[0] = odd
+        for one, state, both in zip(parity, before, before[1:], strict=False):
+            np.bitwise_xor(one, state, out=both)  # much quicker than to accumulate
+        if (before[-1] ^ parity[-1]).any():
             raise ValueError(f"vectors that are no points of {self.name}")
-        before = np.concatenate((start, state[:-2]))
-        rows = _parity_rows(ratio[:-1], suffix[1:-1], before)
+        rows = _parity_rows(ratio[:-1], suffix[1:-1], before[:-1])
         encoder.encode_bits(parity[:-1].ravel(), rows.ravel(), self.bernoulli)
 
     def _read_parities(
