@@ -464,6 +464,7 @@ def rate_and_error(lattice, sigma, step):
         ("d4", 2.0, 0.015),
         ("bw16", 1.0, 0.06),
         ("bw16", 2.0, 0.04),
+        ("leech", 1.0, 0.075),
     ],
 )
 def test_lattices_save_rate_at_equal_error(lattice, sigma, margin):
