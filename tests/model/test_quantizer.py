@@ -493,6 +493,7 @@ def rate_and_error(lattice, sigma, step):
         ("bw16", 2.0, 0.04),
         ("a2", 1.0, 0.01),
         ("a2", 2.0, 0.005),
+        ("leech", 1.0, 0.075),
     ],
 )
 def test_lattices_save_rate_at_equal_error(lattice, sigma, margin):

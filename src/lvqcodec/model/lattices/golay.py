@@ -37,6 +37,9 @@ BITS = 14
 _CHUNK = 512
 """Vectors whose masses fit a cache."""
 
+_FEW = 256
+"""Vectors whose sums of costs do."""
+
 _FIRST = np.array([[0, 3, 5, 6], [1, 2, 4, 7]])
 _HALVES = np.stack((_FIRST, 15 - _FIRST))
 """Halves of octets (2 of a pair of complements, 2 parities, 4): two of one parity are an octet."""
@@ -56,7 +59,6 @@ OCTETS = _spanned(_HAMMING)[:, None, None] ^ _spanned(_MIRRORED)[:, None] ^ np.a
 
 _DIGITS = np.full(256, -1)
 _DIGITS[OCTETS.ravel()] = np.arange(128)
-
 
 _differ, _parity, _left, _right, _which = np.ogrid[:2, :2, :4, :4, :2]
 _FROM_HALVES = (
@@ -160,8 +162,11 @@ def _digit(masses: NDArray[np.int64], extra: Integers, bit: Callable[[Any], Any]
 
 def total_mass(ones: Floats) -> Floats:
     """Sum over all words of the products of masses (24, V) where they are 1: (V,) float64."""
-    pairs = _pair_masses(_half_masses(ones.astype(np.float64), 0), 0)
-    sums: Floats = _totals(pairs, np.float64).sum(0) / 8
+    sums = np.empty(ones.shape[1])
+    for start in range(0, len(sums), _CHUNK):
+        at = np.s_[..., start : start + _CHUNK]
+        pairs = _pair_masses(_half_masses(ones[at].astype(np.float64), 0), 0)
+        sums[at] = _totals(pairs, np.float64).sum(0) / 8
     return sums
 
 
@@ -221,10 +226,6 @@ def cheapest_words(costs: Tensor) -> tuple[Tensor, Tensor]:
     octets, code = (torch.cat(part, -1) for part in zip(*parts, strict=True))
     bits = octets[:, None] >> torch.arange(8, device=costs.device)[:, None] & 1
     return bits.flatten(0, 1), code
-
-
-_FEW = 256
-"""Vectors whose sums of costs fit a cache."""
 
 
 def _cheapest(costs: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:

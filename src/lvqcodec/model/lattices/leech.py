@@ -75,6 +75,7 @@ _MIRROR = np.array([0, 0, 0, 0, 0, -1, -1, -1], np.int32)
 
 _LEAST_LOG = -golay.BITS * LOG_ONE
 _VECTORS = 1024
+"""For which costs of all residues are looked up at a time."""
 
 
 @dataclass(frozen=True, eq=False)
