@@ -2,6 +2,7 @@
 """Learned lattices against scalars and against the same layer free, on a frozen transform.
 
     python bench/learned.py train --data PICTURES --out runs/learned [--minutes 10] [--rows z free]
+                            [--steps 20]
     python bench/learned.py compare --data PICTURES --out runs/learned
     python bench/learned.py matrices --out runs/learned
     python bench/learned.py speed
@@ -42,28 +43,32 @@ LATENTS = 192 * 64 * 96
 """As many as a picture of 768x512 has, eight pixels a position."""
 
 
-def recipe(row: str) -> str:
-    """Return the recipe of a row."""
+def recipe(row: str, steps: int | None = None) -> str:
+    """Return the recipe of a row; `steps` of each stage, by default its own."""
     data: Any = tomlkit.parse(RECIPE.read_text(encoding="utf-8"))
-    transform, (stage,) = data["codec"]["transform"], data["stage"]
-    dim = DIMS[row]
+    transform, dim = data["codec"]["transform"], DIMS[row]
     if dim is None:
         data["codec"]["transform"] = transform["inner"]
-        stage["train"] = [part for part in stage["train"] if part != "basis"]
     else:
         transform["dim"] = dim
-    if not dim:
-        stage["penalty"] = 0.0
+    for stage in data["stage"]:
+        if dim is None:
+            stage["train"] = [part for part in stage["train"] if part != "basis"]
+        if not dim:
+            stage["penalty"] = 0.0
+        stage["steps"] = steps or stage["steps"]
     data["description"] = f"row {row} of bench/learned.py"
     return tomlkit.dumps(data)
 
 
-def train_rows(rows: Sequence[str], data: Path, out: Path, minutes: float) -> None:
+def train_rows(
+    rows: Sequence[str], data: Path, out: Path, minutes: float, steps: int | None
+) -> None:
     """Train each row for so long, go on with those that have begun, and export it."""
     out.mkdir(parents=True, exist_ok=True)
     for row in rows:
         path = out / f"{row}.toml"
-        path.write_text(recipe(row), encoding="utf-8")
+        path.write_text(recipe(row, steps), encoding="utf-8")
         print(f"--- {row}", flush=True)
         train(path, data=[data], out=out / row, minutes=minutes, resume=True)
         export(out / row, name=row, out=out / "models", data=[data])
@@ -136,9 +141,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder of pictures")
     parser.add_argument("--out", type=Path, default=Path("runs/learned"))
     parser.add_argument("--minutes", type=float, default=10, help="of training, for each row")
+    parser.add_argument("--steps", type=int, help="of each stage, instead of the recipe's")
     options = parser.parse_args()
     if options.what == "train":
-        train_rows(options.rows, options.data, options.out, options.minutes)
+        train_rows(options.rows, options.data, options.out, options.minutes, options.steps)
     elif options.what == "compare":
         compare(options.rows, options.data, options.out)
     elif options.what == "matrices":

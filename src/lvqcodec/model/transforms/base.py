@@ -112,7 +112,8 @@ class Transform(nn.Module, ABC):
     def rate_class(self, name: str) -> str:
         """Return how a parameter of the transform is moved, a class of `training.optimizers`.
 
-        "networks" here (AdamW); "matrices" are for Muon, "klt" for what should hardly move.
+        "networks" here (AdamW); "matrices" are for Muon, "predictor" for what is linear in latents,
+        "klt" for what should hardly move.
         Tables over quality have a class of their own, whatever this says.
         """
         return "networks"

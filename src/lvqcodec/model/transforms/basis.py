@@ -178,4 +178,4 @@ class BasisTransform(Transform):
         """See `Transform.rate_class`."""
         if name.startswith(_INNER):
             return self.inner.rate_class(name.removeprefix(_INNER))
-        return "networks"
+        return "predictor"
