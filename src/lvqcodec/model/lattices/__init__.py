@@ -7,6 +7,7 @@ from lvqcodec.model.lattices.bw16 import BW16
 from lvqcodec.model.lattices.dn import D4
 from lvqcodec.model.lattices.e8 import E8
 from lvqcodec.model.lattices.leech import Leech
+from lvqcodec.model.lattices.trellis import Trellis
 from lvqcodec.model.lattices.z import Z
 
 LATTICES: dict[str, type[Lattice]] = {
@@ -16,4 +17,5 @@ LATTICES: dict[str, type[Lattice]] = {
     "a2": A2,
     "bw16": BW16,
     "leech": Leech,
+    "trellis8": Trellis,
 }
