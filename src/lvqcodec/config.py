@@ -32,9 +32,10 @@ _T = TypeVar("_T")
 class AxisConfig(ABC):
     """What a class of the transform or the entropy axis is made with: its `Config`, plain data.
 
-    A subclass gives `name` its default, which is that in the registry, and adds whole numbers or
-    tuples of them. Each number is 0 to 1024, or as a `limited` field has it: in a weights file they
-    say what is built before there is a tensor to compare with. Raises UsageError for others.
+    A subclass gives `name` its default, which is that in the registry, and adds whole numbers,
+    tuples of them, or the `Config` of another class, which `from_table` chooses. Each number is 0
+    to 1024, or as a `limited` field has it: in a weights file they say what is built before there
+    is a tensor to compare with. Raises UsageError for others.
     """
 
     name: str

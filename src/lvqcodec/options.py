@@ -172,8 +172,8 @@ class EncodeOptions:
     lattice: str | None = _option(
         None,
         OneOf(LATTICES, "unknown {name} {value!r}"),
-        "Lattice to quantise to: z is scalar, a2 packs two values, d4 four, e8 eight, bw16 16,"
-        " trellis8 any number.",
+        "Lattice to quantise to: z is scalar, a2 packs two values, "
+        "d4 four, e8 eight, bw16 16, leech 24, trellis8 chains.",
         unset="the model's own",
     )
     alpha_quality: int = _option(

@@ -238,5 +238,5 @@ def test_tables_of_another_set_of_lattices_go_by_their_names():
     alone = CodingTables(Z.fit())
     assert {name.split(".")[0] for name in alone.to_arrays()} == {"z"}
     assert CodingTables.from_arrays(alone.to_arrays()).names == ("z",)
-    with pytest.raises(ModelMismatch, match="unknown 'leech'; upgrade"):
-        CodingTables.from_arrays(alone.to_arrays() | {"leech.rows": np.zeros(3)})
+    with pytest.raises(ModelMismatch, match="unknown 'k12'; upgrade"):
+        CodingTables.from_arrays(alone.to_arrays() | {"k12.rows": np.zeros(3)})

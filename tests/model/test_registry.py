@@ -15,15 +15,17 @@ from lvqcodec.model.entropy import ENTROPY_MODELS
 from lvqcodec.model.lattices import LATTICES
 from lvqcodec.model.lattices.tables import parametric_tables
 from lvqcodec.model.loaded import LoadedModel
-from lvqcodec.model.transforms import TRANSFORMS
+from lvqcodec.model.transforms import TRANSFORMS, LappedTransform
 from lvqcodec.model.weights import pack_weights, unpack_weights
 from lvqcodec.stream import TileCoder
 from lvqcodec.training.optimizers import make_optimizers, trainable
 from lvqcodec.training.start import initialise, solve
 
+LAPPED = {"latent_channels": 20, "analysis": ((8, 8, 1),), "synthesis": ((8, 8, 1),)}
 SMALL = {
-    "lapped": {"latent_channels": 20, "analysis": ((8, 8, 1),), "synthesis": ((8, 8, 1),)},
+    "lapped": LAPPED,
     "conv": {"latent_channels": 20, "channels": 8},
+    "basis": {"dim": 5, "inner": LappedTransform.Config(**LAPPED)},
     "msp": {"scales": 2, "seeds": (6,), "linear": 8, "hidden": 16, "trunk": 8, "depth": 1},
     "factorized": {"nodes": 5},
 }
@@ -105,7 +107,7 @@ def test_pictures_come_back(transform, entropy, lattice):
     coder = TileCoder(header, model)
     bits = coder.estimate_bits(tile.y_hat[..., : model.model.transform.channels], grid)
     assert bits > 0 and 50 < len(tile.payload) < HEIGHT * WIDTH
-    if transform == "lapped":  # what starts as a transform codec is one
+    if transform in ("lapped", "basis"):  # what starts as a transform codec is one
         with torch.inference_mode():
             x_hat = model.model.synthesis(tile.y_hat, grid, coder.quality)
         error = (x_hat[..., :HEIGHT, :WIDTH] - photographs(1, HEIGHT, WIDTH)).square().mean()

@@ -127,7 +127,7 @@ def test_what_cannot_be_is_refused_before_pictures_are_read(out, tmp_path):
             refit.refit("tiny", **{**options, **changes})
         assert not list(out.glob("new.*"))
 
-    refused("unknown lattice 'leech'; choose from z, e8", lattices=["leech"])
+    refused("unknown lattice 'k12'; choose from z, e8", lattices=["k12"])
     refused("is no name of a file", name="../x")
     (out / "there.toml").write_text("")
     refused(r"there.toml' exists; choose another --name", name="there")

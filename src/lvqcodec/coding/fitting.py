@@ -13,7 +13,7 @@ PRIOR = 32.0
 """Observations that the shape to which a fit is shrunk is worth."""
 
 MAX_CENTROID = 7
-"""In 1/16 step: less than the smallest point but zero, so that no sign ever changes."""
+"""In 1/16 step."""
 
 _MAX_RADIUS = 255
 _FLOOR = 2.0**-20  # no symbol is less likely: an outlier costs bits, never the stream
@@ -60,20 +60,30 @@ def _pooled(counts: Floats, prior: Floats) -> Floats:
     return masses
 
 
-def fit_centroids(counts: Integers, offsets: Floats, entries: int) -> NDArray[np.int8]:
+def centroid_limits(entries: int, unit: float) -> NDArray[np.int8]:
+    """The largest centroid of each |j| (entries,), in 1/16 step, points being unit * j.
+
+    Less than the point, so that no sign ever changes.
+    """
+    below = np.ceil(FRACTION * unit * np.arange(entries)) - 1
+    return np.asarray(np.clip(below, 0, MAX_CENTROID), np.int8)
+
+
+def fit_centroids(
+    counts: Integers, offsets: Floats, entries: int, unit: float = 1.0
+) -> NDArray[np.int8]:
     """Mean offsets towards zero (bins, entries) in 1/16 step; the last entry is of all larger |j|.
 
     counts: how often each |j| was chosen; offsets: sums of its distance from x towards zero, in
-    steps; both (bins, edge + 1).
+    steps; both (bins, edge + 1). unit: steps between points, see `centroid_limits`.
     """
-    last = entries - 1
+    last, limits = entries - 1, centroid_limits(entries, unit)
 
     def capped(sums: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate((sums[..., :last], sums[..., last:].sum(-1, keepdims=True)), -1)
 
     mean = FRACTION * capped(offsets) / (capped(counts) + PRIOR)
-    mean[..., 0] = 0
-    return np.clip(np.rint(mean), -MAX_CENTROID, MAX_CENTROID).astype(np.int8)
+    return np.asarray(np.clip(np.rint(mean), -limits, limits), np.int8)
 
 
 def refit_rows(table: RowTable, counts: Integers) -> RowTable:

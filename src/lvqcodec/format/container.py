@@ -18,7 +18,7 @@ every byte but the last. It MUST be the shortest form and at most 5 bytes long.
 | 1 | stream version | u8, 1: what the bits of the sections mean |
 | 1 | flags | u8, bit 0: grey (one channel); bit 1: stride 16, not 8; the other bits MUST be 0 |
 | 1 | quality | u8, 0 to 100: the rate point, from which the decoder derives its steps |
-| 1 | lattice | u8, 0: Z (scalar), 1: E8, 2: D4, 3: A2, 4: BW16, 6: trellis of 8 states |
+| 1 | lattice | u8, 0: Z (scalar), 1: E8, 2: D4, 3: A2, 4: BW16, 5: Leech, 6: an 8-state trellis |
 | 4 | model | the first 4 bytes of the SHA-256 of the weights file |
 | 1 to 3 | width | varint, 1 to 65535 |
 | 1 to 3 | height | varint, 1 to 65535; width times height MUST NOT exceed 2^28 |
@@ -186,6 +186,7 @@ _LATTICE_IDS = {  # on the wire: append only
     "d4": 2,
     "a2": 3,
     "bw16": 4,
+    "leech": 5,
     "trellis8": 6,
 }
 LATTICES = tuple(_LATTICE_IDS)

@@ -74,7 +74,7 @@ def train(
         else:
             trainer.start_from_pictures(sampler)
             if recipe.start_from:
-                anew = trainer.load_weights(Path(recipe.start_from))
+                anew = trainer.load_weights(Path(recipe.start_from), sampler)
                 if anew and ranks.first:
                     say(f"not in {recipe.start_from}, begun anew: {', '.join(anew)}")
             trainer.solve(sampler)

@@ -46,6 +46,8 @@ class Stage:
     """What stands for rounding, of `surrogates.SURROGATES`."""
     loss: str = ""
     """The distortion of this stage, as `Recipe.tune`; by default that."""
+    penalty: float = 0.0
+    """What `Transform.penalty` weighs beside the loss, which is about 1."""
 
     def __post_init__(self) -> None:
         _choose(f"stage {self.name!r}: surrogate", self.surrogate, SURROGATES)
@@ -56,6 +58,8 @@ class Stage:
             raise UsageError(
                 f"stage {self.name!r}: qualities = [{low:g}, {high:g}] must rise within 0 to 100"
             )
+        if not self.penalty >= 0:
+            raise UsageError(f"stage {self.name!r}: penalty = {self.penalty:g} must be at least 0")
         for name in ("steps", "batch", "crop"):
             if getattr(self, name) < 1:
                 raise UsageError(

@@ -20,6 +20,12 @@ _FIT_BATCH = 4
 def initialise(model: CodecModel, crops: Tensor) -> None:
     """Set what crops (B, 3, H, W) determine, first of the transform, then of what codes it."""
     model.transform.start(crops)
+    initialise_entropy(model, crops)
+
+
+@torch.no_grad()
+def initialise_entropy(model: CodecModel, crops: Tensor) -> None:
+    """Set what the latents of crops (B, 3, H, W) determine of what codes them."""
     # at a medium quality: a transform that has just started hardly depends on it
     middle = torch.full((1,), _MIDDLE, device=crops.device)
     y = torch.cat([model.transform.analysis(c[None], middle).flatten(2) for c in crops])

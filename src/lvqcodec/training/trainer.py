@@ -20,7 +20,7 @@ from lvqcodec.training.data import CropSampler, to_device
 from lvqcodec.training.optimizers import make_optimizers, set_learning_rate, trainable
 from lvqcodec.training.ranks import Ranks
 from lvqcodec.training.recipe import Recipe, Stage
-from lvqcodec.training.start import initialise, solve
+from lvqcodec.training.start import initialise, initialise_entropy, solve
 from lvqcodec.training.throughput import Meter
 from lvqcodec.training.transfer import adapt
 
@@ -132,7 +132,12 @@ class Trainer:
         logged = [whole[:, 0].log(), whole[:, 1], whole[:, 2]]
         name = "mse" if tune == "psnr" else "1-ms_ssim"
         names = ("loss", "bpp", name)
-        return balanced, {n: v.mean() for n, v in zip(names, logged, strict=True)}
+        values = {n: v.mean() for n, v in zip(names, logged, strict=True)}
+        if stage.penalty:
+            penalty = self.model.transform.penalty()
+            balanced = balanced + stage.penalty * penalty
+            values["penalty"] = penalty.detach()
+        return balanced, values
 
     def _backward(self, balanced: Tensor, values: dict[str, Tensor]) -> Tensor:
         """Set the gradients, clipped; return 1.0 if they are not finite, else 0.0."""
@@ -214,14 +219,17 @@ class Trainer:
         initialise(self.model, sampler.sample(self.recipe.init_crops, 256, self.generator))
         self._agree()
 
-    def load_weights(self, source: Path) -> list[str]:
-        """Take the weights of another run or of an exported model; return what stays as it was.
+    def load_weights(self, source: Path, sampler: CropSampler) -> list[str]:
+        """Take the weights of another run or of an exported model; return what begins anew.
 
-        See `transfer.adapt`.
+        See `transfer.adapt`. A new entropy model starts from the latents of the transform taken.
         """
         state, anew = adapt(read_weights(source), self.model)
         self.model.load_state_dict(state)
-        self.average.load_state_dict(state)
+        if "entropy" in anew:
+            crops = sampler.sample(self.recipe.init_crops, 256, self.generator)
+            initialise_entropy(self.model, crops)
+        self._agree()
         return anew
 
     def solve(self, sampler: CropSampler) -> None:

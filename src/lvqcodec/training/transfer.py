@@ -12,18 +12,20 @@ from lvqcodec.model.codec_model import CodecModel
 from lvqcodec.model.transforms.base import NETWORKS
 
 _ENTROPY = "entropy."
+_TRANSFORM = "transform."
 
 
 def adapt(state: Mapping[str, Tensor], model: CodecModel) -> tuple[dict[str, Tensor], list[str]]:
     """Fit the weights of another codec to `model`: its state, and the parts that begin anew in it.
 
-    What the entropy model makes of another's is its own to say (`EntropyModel.adapt`). Each network
-    of the transform, and the entropy model, stays as it is in `model` where its sizes differ in any
-    other way.
+    What the axes make of another's is their own to say (`Transform.adapt`, `EntropyModel.adapt`).
+    Each network of the transform, and the entropy model, stays as it is in `model` where its sizes
+    differ in any other way.
     Raises UsageError where anything else differs.
     """
     wanted = model.state_dict()
-    found = {name: _same(state.get(name), value) for name, value in wanted.items()}
+    taken = {**state, **_of_transform(state, model)}
+    found = {name: _same(taken.get(name), value) for name, value in wanted.items()}
     found |= _of_entropy(state, model)
     parts = {name: _part(name, model) for name in found}
     anew = sorted({parts[name] for name, value in found.items() if value is None})
@@ -38,6 +40,12 @@ def adapt(state: Mapping[str, Tensor], model: CodecModel) -> tuple[dict[str, Ten
 
 def _same(found: Tensor | None, wanted: Tensor) -> Tensor | None:
     return found if found is not None and found.shape == wanted.shape else None
+
+
+def _of_transform(state: Mapping[str, Tensor], model: CodecModel) -> dict[str, Tensor]:
+    """Return what the transform makes of another codec's state."""
+    other = {n.removeprefix(_TRANSFORM): v for n, v in state.items() if n.startswith(_TRANSFORM)}
+    return {_TRANSFORM + name: value for name, value in model.transform.adapt(other).items()}
 
 
 def _of_entropy(state: Mapping[str, Tensor], model: CodecModel) -> dict[str, Tensor | None]:
@@ -56,6 +64,6 @@ def _part(name: str, model: CodecModel) -> str:
     parts = model.transform.parts()
     networks = [module for part in NETWORKS for module in parts[part]]
     for inner, module in model.transform.named_modules():
-        if module in networks and name.startswith(f"transform.{inner}."):
-            return f"transform.{inner}"
+        if module in networks and name.startswith(f"{_TRANSFORM}{inner}."):
+            return f"{_TRANSFORM}{inner}"
     return "entropy" if name.startswith(_ENTROPY) else ""

@@ -6,6 +6,7 @@ from lvqcodec.model.lattices.base import Lattice
 from lvqcodec.model.lattices.bw16 import BW16
 from lvqcodec.model.lattices.dn import D4
 from lvqcodec.model.lattices.e8 import E8
+from lvqcodec.model.lattices.leech import Leech
 from lvqcodec.model.lattices.trellis import Trellis
 from lvqcodec.model.lattices.z import Z
 
@@ -15,5 +16,6 @@ LATTICES: dict[str, type[Lattice]] = {
     "d4": D4,
     "a2": A2,
     "bw16": BW16,
+    "leech": Leech,
     "trellis8": Trellis,
 }

@@ -24,7 +24,7 @@ follows from the others); the values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -255,13 +255,13 @@ class ConstructionB(ParityLattice):
                 power = ratio ** (cls.dim - 1)
                 return even * ratio + power > moment * (even + ratio * power)
 
-            return _bisected(np.full_like(moment, -1), 2.0, too_large)
+            return bisected(np.full_like(moment, -1), 2.0, too_large)
 
         def too_large(coset: Floats) -> Any:
             even, odd = cls._halves(coset)
             return odd > odds * (even + parity(even) ** cls.dim)
 
-        coset = _bisected(np.full_like(moment, -_COSET_RANGE), 2 * _COSET_RANGE, too_large)
+        coset = bisected(np.full_like(moment, -_COSET_RANGE), 2 * _COSET_RANGE, too_large)
         return parity(cls._halves(coset)[0]), coset
 
 
@@ -294,15 +294,18 @@ _POWERS_PER_OCTAVE = 32
 _POWER_RANGE = 12 * _POWERS_PER_OCTAVE
 
 
-def _power(exponent: int) -> int:
-    """2^(30 + exponent / 32), rounded down, by integers alone: 32nd root = five square roots."""
-    root = 1 << (30 * _POWERS_PER_OCTAVE + exponent)
-    for _ in range(5):
-        root = math.isqrt(root)
-    return root
+def powers(exponents: Iterable[int], octave: int, bits: int) -> NDArray[np.int64]:
+    """2^(bits + exponent / octave), rounded down, by integers alone: square roots of square roots.
+
+    octave: a power of two.
+    """
+    roots = [1 << (bits * octave + exponent) for exponent in exponents]
+    for _ in range(octave.bit_length() - 1):
+        roots = [math.isqrt(root) for root in roots]
+    return np.array(roots, np.int64)
 
 
-_POWERS = np.array([_power(step) for step in range(-_POWER_RANGE, _POWER_RANGE + 1)], np.uint64)
+_POWERS = powers(range(-_POWER_RANGE, _POWER_RANGE + 1), _POWERS_PER_OCTAVE, 30).view(np.uint64)
 
 
 # --- residues mod 4 and bits of numbers -----------------------------------------------------------
@@ -341,7 +344,7 @@ def _class_sums(masses: Floats | Integers) -> NDArray[np.float64]:
     return np.array(sums, np.float64)
 
 
-def _bisected(value: Floats, width: float, too_large: Callable[[Floats], Any]) -> Floats:
+def bisected(value: Floats, width: float, too_large: Callable[[Floats], Any]) -> Floats:
     """Where `too_large`, false at first, becomes true within `width` of each value."""
     for _ in range(_BISECTIONS):
         width /= 2

@@ -160,23 +160,29 @@ class ParityLattice(Tabled):
         return suffix
 
     def _write_parities(
-        self, parity: Integers, ratio: Integers, suffix: Integers, encoder: SymbolEncoder
+        self,
+        parity: Integers,
+        ratio: Integers,
+        suffix: Integers,
+        encoder: SymbolEncoder,
+        odd: Any = 0,
     ) -> None:
-        """Code all parities (dim, V) but the last; ValueError where their sum is odd."""
+        """Code all parities (dim, V) but the last; ValueError where their sum is not `odd` (V,)."""
         before = np.zeros_like(parity)
-        for one, odd, both in zip(parity, before, before[1:], strict=False):
-            np.bitwise_xor(one, odd, out=both)  # much quicker than to accumulate
+        before[0] = odd
+        for one, state, both in zip(parity, before, before[1:], strict=False):
+            np.bitwise_xor(one, state, out=both)  # much quicker than to accumulate
         if (before[-1] ^ parity[-1]).any():
             raise ValueError(f"vectors that are no points of {self.name}")
         rows = _parity_rows(ratio[:-1], suffix[1:-1], before[:-1])
         encoder.encode_bits(parity[:-1].ravel(), rows.ravel(), self.bernoulli)
 
     def _read_parities(
-        self, ratio: Integers, suffix: Integers, decoder: SymbolDecoder
+        self, ratio: Integers, suffix: Integers, decoder: SymbolDecoder, odd: Any = 0
     ) -> NDArray[np.int32]:
         """Mirror of _write_parities."""
         parity = np.empty(ratio.shape, np.int32)
-        state = np.zeros_like(parity[0])
+        state = np.zeros_like(parity[0]) ^ odd
         for i in range(self.dim - 1):
             rows = _parity_rows(ratio[i], suffix[i + 1], state)
             parity[i] = decoder.decode_bits(rows, self.bernoulli)

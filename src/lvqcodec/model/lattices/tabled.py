@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.coding.fitting import MAX_CENTROID
+from lvqcodec.coding.fitting import centroid_limits
 from lvqcodec.coding.rows import FRACTION, LATENT_UNITS, NUM_BINS, Floats, RowTable, named
 from lvqcodec.errors import ModelMismatch
 from lvqcodec.model.lattices.base import CODING_ORDER, Arrays, Lattice, Packing
@@ -60,9 +60,10 @@ class Tabled(Lattice):
         centroids, shape = self.centroids, (NUM_BINS * len(self.axes), self.num_centroids)
         if centroids.dtype != np.int8 or centroids.shape != shape:
             return f"centroids of type {centroids.dtype} and shape {centroids.shape}"
-        if centroids.min() < -MAX_CENTROID or centroids.max() > MAX_CENTROID:
-            return f"centroids of {centroids.min()} to {centroids.max()}"
-        return "a centroid that moves zero" if centroids[:, 0].any() else None
+        limits = centroid_limits(self.num_centroids, self.unit)
+        if (np.abs(centroids.astype(np.int16)) > limits).any():
+            return f"centroids of {centroids.min()} to {centroids.max()}, or one that moves zero"
+        return None
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """See `Lattice.to_arrays`."""

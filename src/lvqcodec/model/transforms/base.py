@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Transform(nn.Module, ABC):
     Config: ClassVar[type[AxisConfig]]
     """What an instance is made with: a frozen dataclass nested in the class."""
 
-    stride: ClassVar[int]
+    stride: int
     """Pixels per latent position and direction; one of `container.STRIDES`."""
 
     channels: int
@@ -84,6 +84,20 @@ class Transform(nn.Module, ABC):
         latents should have about the variance that such a one gives.
         """
 
+    def adapt(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return what another transform's state amounts to in this one, as far as it does, by name.
+
+        Here: the same names. What has another shape than it has here is not taken.
+        """
+        return state
+
+    def penalty(self) -> Tensor:
+        """Return what is to be small beside the loss, a scalar with gradients; 0 here.
+
+        `Stage.penalty` weighs it.
+        """
+        return next(self.parameters()).new_zeros(())
+
     @abstractmethod
     def parts(self) -> dict[str, Sequence[nn.Module]]:
         """Return what a training stage may name, with its modules.
@@ -92,13 +106,18 @@ class Transform(nn.Module, ABC):
         """
 
     def decoder_modules(self) -> Sequence[nn.Module]:
-        """Return the modules whose parameters g_s depends on; those of "synthesis" here."""
+        """Return the modules whose parameters g_s alone depends on; those of "synthesis" here."""
         return self.parts()["synthesis"]
 
     def rate_class(self, name: str) -> str:
         """Return how a parameter of the transform is moved, a class of `training.optimizers`.
 
-        "networks" here (AdamW); "matrices" are for Muon, "klt" for what should hardly move.
+        "networks" here (AdamW); "matrices" are for Muon, "predictor" for what is linear in latents,
+        "klt" for what should hardly move.
         Tables over quality have a class of their own, whatever this says.
         """
         return "networks"
+
+
+TRANSFORMS: dict[str, type[Transform]] = {}
+"""Every transform by name: the package has the list, whose entries may build on others of it."""
