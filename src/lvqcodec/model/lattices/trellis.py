@@ -5,10 +5,9 @@ Trellis-coded quantization (Marcellin and Fischer 1990, doi.org/10.1109/26.46532
 unions, and what came before tells which union a latent has. Entropy-coded by union (Fischer and
 Wang, "Entropy-constrained trellis-coded quantization", 1992), with zero in both unions as in the
 dependent quantization of VVC (Schwarz et al., "Hybrid video coding with trellis-coded
-quantization", 2019), it serves low rates too. In half steps,
-the points j of union 0 are the even ones, j = 2 k; those of union 1 are the odd ones and zero,
-j = 2 k - sign(k). Either alone is a scalar quantizer whose step is 1. Along a chain, whose latents
-before its first have union 0,
+quantization", 2019), it serves low rates too. In half steps, the points j of union 0 are the even
+ones, j = 2 k; those of union 1 are the odd ones and zero, j = 2 k - sign(k). Either alone is a
+scalar quantizer whose step is 1. Along a chain, before which all unions and parities are 0,
 
     union[t + 2] = union[t + 1] + union[t - 1] + parity[t] (mod 2),   parity[t] = k[t] mod 2.
 
