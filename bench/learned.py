@@ -15,9 +15,11 @@ times what quantises a latent. Run it in the root of the repository: rows start 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,6 @@ DIMS: dict[str, int | None] = {
 
 QUALITIES = (5, 20, 35, 50, 65, 80)
 CODEWORDS = 2**12
-LATENTS = 192 * 64 * 96
-"""As many as a picture of 768x512 has, eight pixels a position."""
 
 
 def recipe(row: str, steps: int | None = None) -> str:
@@ -97,23 +97,33 @@ def matrices(rows: Sequence[str], out: Path) -> None:
     print("rotation: root mean square length of what rows have moved from those of the identity")
 
 
-def speed() -> None:
-    """Print the time that one thread takes to quantise a latent, in nanoseconds."""
+def speed(rounds: int = 12) -> None:
+    """Print nanoseconds a latent of one thread, the least of some rounds that all take in turns."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, 192, 64, 96, generator=generator)
+    latents = torch.randn(1, 192, 64, 96, generator=generator)  # as of a picture of 768x512
     latents = latents.contiguous(memory_format=torch.channels_last)
-    assert latents.numel() == LATENTS
-    print(f"scalar            {_time(lambda: torch.round(latents)):8.2f} ns")
+    quantise: dict[str, Callable[[], Tensor]] = {"scalar": partial(torch.round, latents)}
     for dim in (8, 16, 32, 192):
         basis = Basis(192, dim).requires_grad_(False)
         basis.logarithm.normal_(std=0.3 / dim**0.5, generator=generator)
-        nanoseconds = _time(lambda b=basis: b.points(torch.round(b.coordinates(latents))))
-        print(f"Babai, n = {dim:<6} {nanoseconds:8.2f} ns")
+        quantise[f"Babai, n = {dim}"] = partial(_round, basis, latents)
     for dim in (8, 16, 32):
         code = torch.randn(CODEWORDS, dim, generator=generator)
         vectors = latents.permute(0, 2, 3, 1).reshape(-1, dim)
-        print(f"VQ 2^12, n = {dim:<4} {_time(lambda v=vectors, c=code: _search(v, c), 1):8.2f} ns")
+        quantise[f"VQ 2^12, n = {dim}"] = partial(_search, vectors, code)
+    least = dict.fromkeys(quantise, math.inf)
+    for _ in range(rounds):
+        for name, run in quantise.items():
+            start = time.perf_counter()
+            run()
+            least[name] = min(least[name], time.perf_counter() - start)
+    for name, seconds in least.items():
+        print(f"{name:<18} {1e9 * seconds / latents.numel():8.2f} ns")
+
+
+def _round(basis: Basis, latents: Tensor) -> Tensor:
+    return basis.points(torch.round(basis.coordinates(latents)))
 
 
 def _search(vectors: Tensor, code: Tensor) -> Tensor:
@@ -122,16 +132,6 @@ def _search(vectors: Tensor, code: Tensor) -> Tensor:
     # in parts that stay in the cache
     found = [torch.addmm(half, part, code.T, alpha=-1).argmin(1) for part in vectors.split(256)]
     return code[torch.cat(found)]
-
-
-def _time(quantise: Callable[[], Tensor], rounds: int = 9) -> float:
-    """Return nanoseconds a latent, the least of several rounds."""
-    seconds = []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        quantise()
-        seconds.append(time.perf_counter() - start)
-    return 1e9 * min(seconds[1:]) / LATENTS
 
 
 def main() -> None:

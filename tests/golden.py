@@ -10,6 +10,7 @@ A change of the format appends files with names of their own.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -24,8 +25,8 @@ from conftest import install, make_model, make_photograph
 from PIL import Image
 
 from lvqcodec import codec, stream
-from lvqcodec.catalog import find_by_digest
-from lvqcodec.coding.rows import RowTable
+from lvqcodec.catalog import find_by_digest, find_model, read_files
+from lvqcodec.coding.rows import NUM_BINS, SIGMAS, RowTable
 from lvqcodec.format import tiling
 from lvqcodec.format.container import (
     SECTION_LATENTS,
@@ -39,9 +40,13 @@ from lvqcodec.format.lvqfile import open_lvq
 from lvqcodec.model.codec_model import CodecConfig
 from lvqcodec.model.entropy import MultiScaleProgressive
 from lvqcodec.model.entropy.base import LATENT_UNITS
+from lvqcodec.model.lattices import LATTICES
+from lvqcodec.model.lattices.base import Packing
 from lvqcodec.model.lattices.tables import CodingTables, parametric_tables
 from lvqcodec.model.loaded import load_card
+from lvqcodec.model.quantizer import Quantizer
 from lvqcodec.model.transforms import LappedTransform
+from lvqcodec.model.weights import unpack_weights
 from lvqcodec.pictures.picture import Picture
 
 DATA = Path(__file__).parent / "data"
@@ -49,6 +54,8 @@ GOLDEN = DATA / "golden"
 CORPUS = DATA / "corpus"
 INDEX = "index.json"
 MODEL = "golden"
+LATTICE_MODEL = "lattices"
+"""The networks and the rows of MODEL, and rows of PACKINGS besides."""
 
 # seeds, several scales, both sets of networks, and a grid that no scale divides evenly
 CONFIG = CodecConfig(
@@ -95,9 +102,34 @@ CASES: dict[str, tuple[Callable[[], np.ndarray | Picture], int, str]] = {
     ),
     "tiles-colour": (lambda: make_photograph(75, 90, seed=14), 50, "e8"),
     "tiles-grey": (lambda: make_photograph(33, 160, channels=1, seed=15), 30, "z"),
+    **{
+        f"colour-{lattice}-q{quality}": (
+            lambda seed=seed: make_photograph(61, 83, seed=seed),
+            quality,
+            lattice,
+        )
+        for seed, lattice in enumerate(("d4", "a2", "bw16", "leech", "trellis8"), 16)
+        for quality in (45, 90)
+    },
+    **{  # so many latents that a trellis has several chains
+        f"large-{lattice}-q95": (
+            lambda seed=seed: make_photograph(190, 250, seed=seed),
+            95,
+            lattice,
+        )
+        for seed, lattice in enumerate(("d4", "a2", "bw16", "leech", "trellis8"), 21)
+    },
 }
 TILES = {"tiles-colour": 32, "tiles-grey": 64}
 """Side of the tiles of those cases that have some."""
+
+PACKINGS = {
+    "d4": Packing(12, False),
+    "a2": Packing(14, False),
+    "bw16": Packing(10, True),
+    "leech": Packing(13, False),
+    "trellis8": Packing(15, True),
+}
 
 
 def integers_digest(data: bytes) -> str:
@@ -157,6 +189,25 @@ def _add_model() -> None:
     install(make_model(CONFIG), GOLDEN, MODEL, tables=CodingTables.from_arrays(tables))
 
 
+def _add_lattice_model() -> None:
+    if (GOLDEN / f"{LATTICE_MODEL}.toml").exists():
+        return
+    model = unpack_weights(*read_files(find_model(MODEL)))
+    assert model.tables is not None
+    rng = np.random.default_rng(0)
+    bins = torch.from_numpy(rng.integers(0, NUM_BINS, 200_000))
+    x = torch.from_numpy(rng.laplace(size=len(bins)) * SIGMAS[bins] / 2**0.5).float()
+    others = dict(model.tables.others)
+    for name, packing in PACKINGS.items():
+        start = LATTICES[name].fit(None, packing)
+        quantizer = Quantizer(name, CodingTables(model.tables.z, {name: start}))
+        counts = quantizer.count(quantizer.choose(x, bins), bins, x)
+        fitted = LATTICES[name].fit(counts[name], packing)
+        others[name] = dataclasses.replace(fitted, rows=_shorten(fitted.rows))
+    tables = dataclasses.replace(model.tables, others=others)
+    install(model, GOLDEN, LATTICE_MODEL, tables=tables)
+
+
 def _add_golden() -> None:
     index = load_index(GOLDEN)
     for name, (make, quality, lattice) in CASES.items():
@@ -165,7 +216,7 @@ def _add_golden() -> None:
             continue
         data = codec.encode(
             make(),
-            model=MODEL,
+            model=LATTICE_MODEL if lattice in PACKINGS else MODEL,
             quality=quality,
             lattice=lattice,
             tile=TILES.get(name),
@@ -314,6 +365,7 @@ def main() -> None:
     for folder in (GOLDEN, CORPUS):
         folder.mkdir(parents=True, exist_ok=True)
     _add_model()
+    _add_lattice_model()
     _add_golden()
     _add_corpus()
 

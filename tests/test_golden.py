@@ -22,7 +22,9 @@ from PIL import Image
 from lvqcodec import catalog
 from lvqcodec.cli import main
 from lvqcodec.codec import decode, encode
+from lvqcodec.errors import LvqError
 from lvqcodec.format.container import (
+    LATTICES,
     NAMED_SECTIONS,
     SECTION_LATENTS,
     SECTION_TILES,
@@ -31,7 +33,10 @@ from lvqcodec.format.container import (
 )
 
 FILES, DAMAGED = load_index(GOLDEN), load_index(CORPUS)
-WEIGHTS = "b45a7bb7c53a1805b619abb9c14d85e171e39ef66f7ed0acb38659e9d340d3e8"
+WEIGHTS = {
+    golden.MODEL: "b45a7bb7c53a1805b619abb9c14d85e171e39ef66f7ed0acb38659e9d340d3e8",
+    golden.LATTICE_MODEL: "b804169da484f5cd7a2fe462ddc7ba1c51233505b3e3f3d94eb2797a341b0410",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +50,10 @@ def test_every_file_is_listed():
     assert {path.stem for path in CORPUS.glob("*.lvq")} == set(DAMAGED)
 
 
-def test_the_model_is_the_one_of_the_files():
-    card = catalog.find_model(golden.MODEL)
-    assert card.digest == WEIGHTS
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_models_are_those_of_the_files(name):
+    card = catalog.find_model(name)
+    assert card.digest == WEIGHTS[name]
     catalog.read_files(card)
 
 
@@ -70,7 +76,7 @@ def test_golden_files_decode_for_ever(name):
 def test_golden_files_cover_the_format():
     headers = [read_header((GOLDEN / f"{name}.lvq").read_bytes()) for name in FILES]
     seen = {(header.lattice, header.channels) for header in headers}
-    assert seen == {(lattice, channels) for lattice in ("z", "e8") for channels in (1, 3)}
+    assert seen == {("z", 1), ("e8", 1), *((lattice, 3) for lattice in LATTICES)}
     assert {0, 100} <= {header.quality for header in headers}
     kinds = set().union(*(unpack((GOLDEN / f"{name}.lvq").read_bytes())[1] for name in FILES))
     assert kinds > {SECTION_LATENTS, SECTION_TILES, *NAMED_SECTIONS.values()}
@@ -104,6 +110,22 @@ def test_damaged_files_end_in_their_exit_code(name, tmp_path):
     (line,) = result.stderr.splitlines()
     assert line.startswith("lvq: error: ") and DAMAGED[name]["message"] in line
     assert result.stdout == "" and not out.exists()
+
+
+@pytest.mark.parametrize("lattice", LATTICES)
+def test_no_mutation_gives_another_picture(lattice):
+    quality = 90 if lattice in golden.PACKINGS else 50
+    data = (GOLDEN / f"colour-{lattice}-q{quality}.lvq").read_bytes()
+    whole, rng, ends = decode(data), np.random.default_rng(0), []
+    for _ in range(20):
+        mutated = bytearray(data)
+        for place in rng.integers(0, len(data), rng.integers(1, 4)):
+            mutated[place] ^= int(rng.integers(1, 256))
+        try:
+            assert np.array_equal(decode(bytes(mutated)), whole)
+        except LvqError as error:
+            ends.append(error.exit_code)
+    assert len(ends) > 15 and set(ends) <= {3, 4}
 
 
 def test_what_the_container_shows_is_seen_without_decoding():
