@@ -84,12 +84,16 @@ def test_fixed_densities_pass_gradients_to_values_alone(trained):
 
 def test_scales_start_where_all_qualities_look_alike():
     model = make_model(CONFIG).entropy
-    y = torch.randn(2, 400, 24) * torch.linspace(0.1, 5, 24)
+    uniform = torch.rand(2, 400, 24)
+    y = torch.log(uniform / (1 - uniform))  # logistic
+    y[0, 0] = 60  # one far out would make a standard deviation 1.5 times as large
+    y = y * torch.linspace(0.1, 5, 24) + 3
     steps = torch.linspace(0.02, 0.5, 6)[:, None].expand(-1, 24)
     model.start(y, (20, 20), steps)
     for node, quality in enumerate((0, 20, 40, 60, 80, 100)):
         seen = y / steps[node] * model.cumulative(torch.tensor([float(quality)])).scale
-        assert torch.allclose(seen.flatten(0, 1).std(0), torch.ones(24), atol=1e-4)
+        middle = seen.flatten(0, 1)[1:]
+        assert torch.allclose(middle.std(0), torch.ones(24), atol=0.2)
 
 
 def test_training_finds_a_density_that_no_logistic_has():

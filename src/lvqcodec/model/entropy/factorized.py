@@ -34,6 +34,7 @@ from lvqcodec.model.entropy.base import NUM_BINS, EntropyModel, LatentCoder
 from lvqcodec.model.entropy.schedule import factorized
 from lvqcodec.model.layers import QualityTable
 
+_LOGISTIC = math.pi / (2 * math.sqrt(3) * math.log(2))  # standard over mean absolute deviation
 _SCALE_NODES = 6
 _MOST_ROWS = (1 << 16) - NUM_BINS
 _DEVIATION_ONE = math.pi / math.sqrt(3)  # slope of the logits of a logistic of that deviation
@@ -165,9 +166,15 @@ class Factorized(EntropyModel):
     # --- training -------------------------------------------------------------------------------
 
     def start(self, y: Tensor, grid: tuple[int, int], steps: Tensor) -> None:
-        """Set the scales so that the networks see deviations of 1 at all qualities."""
+        """Set the scales so that the networks see deviations of 1 at all qualities.
+
+        The deviation is the standard one of a logistic whose mean absolute one is that of y: heavy
+        tails would widen a standard deviation of y itself, and cost a sixth of the rate at first.
+        """
         assert self.cumulative is not None
-        scales = steps / y.flatten(0, 1).std(0).clamp(min=1e-9)
+        y = y.flatten(0, 1)
+        deviation = (y - y.median(0).values).abs().mean(0) * _LOGISTIC
+        scales = steps / deviation.clamp(min=1e-9)
         logs = torch.log(scales).T[None]
         rows = F.interpolate(logs, _SCALE_NODES, mode="linear", align_corners=True)
         self.cumulative.log_scale.rows.copy_(rows[0].T)
