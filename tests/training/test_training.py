@@ -25,7 +25,6 @@ from lvqcodec.catalog import find_model, read_files
 from lvqcodec.cli import main
 from lvqcodec.errors import ModelMismatch, ModelNotFound, UsageError
 from lvqcodec.model.codec_model import CodecModel
-from lvqcodec.model.lattices.base import CODING_ORDER
 from lvqcodec.model.lattices.tables import CodingTables, parametric_tables
 from lvqcodec.model.quantizer import Quantizer
 from lvqcodec.training import export as exporting
@@ -555,15 +554,20 @@ def test_tables_are_fitted_to_what_the_lattices_choose(
     finished, pictures, tmp_path, monkeypatch, quick_export
 ):
     fit, seen = CodingTables.fitted, []
-    monkeypatch.setattr(CodingTables, "fitted", lambda old, now: seen.append(now) or fit(old, now))
+
+    def spied(tables, counts):
+        seen.append((tables.others["e8"].packing.first_bin, counts))
+        return fit(tables, counts)
+
+    monkeypatch.setattr(CodingTables, "fitted", spied)
     exporting.export(finished[0], name="x", out=tmp_path, data=[pictures], device="cpu")
     assert len(seen) == fitting._ROUNDS
-    for found in seen:
+    for first_bin, found in seen:
         scalars, coordinates = (found[name]["counts"] for name in ("z", "e8"))
         assert scalars.sum() == exporting.FIT_CROPS * 8 * 8 * 24  # all latents, as Z codes them
         assert coordinates[:, 1::2].sum() > 0  # halves
         assert 0 < coordinates.sum() < scalars.sum() and coordinates.sum() % 8 == 0
-        assert coordinates[: CODING_ORDER.first_bin].sum() == 0
+        assert coordinates[:first_bin].sum() == 0
         for counts in found.values():
             assert (counts["offsets"][counts["counts"] == 0] == 0).all()
 
