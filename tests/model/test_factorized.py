@@ -20,7 +20,8 @@ from lvqcodec.model.weights import pack_weights, unpack_weights
 from lvqcodec.stream import TileCoder
 from lvqcodec.training import export as exporting
 from lvqcodec.training.checkpoint import read_weights
-from lvqcodec.training.fit_tables import analyse, first_tables, fit_to_crops
+from lvqcodec.training.coded import analyse
+from lvqcodec.training.fit_tables import first_tables, fit_to_crops
 from lvqcodec.training.loop import train
 from lvqcodec.training.transfer import adapt
 

@@ -1,67 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packing that is fitted to latents."""
+"""The packing that is fitted to pictures."""
+
+import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from lvqcodec.coding.rows import NUM_BINS, SIGMAS
-from lvqcodec.model.lattices.base import CODING_ORDER, Packing
+from lvqcodec.model.lattices.base import CODING_ORDER
 from lvqcodec.model.lattices.tables import parametric_tables
 from lvqcodec.model.quantizer import Quantizer
-from lvqcodec.training.packing import Steps, best_packing
+from lvqcodec.training.coded import Choices, batches_of, log_loss, quantise
+from lvqcodec.training.packing import best_packing
 
 
-def steps_of(bins, reach, seed=0):
-    """Normal residuals of these bins, `reach` times as far as their sigma says."""
-    generator = torch.Generator().manual_seed(seed)
-    sigma = torch.from_numpy(SIGMAS).float()[bins] * reach
-    steps = Steps()
-    for part in (slice(None, None, 2), slice(1, None, 2)):
-        residual = torch.randn(len(bins[part]), generator=generator) * sigma[part]
-        steps(torch.zeros(len(residual)), bins[part], residual)
-    return steps
+@pytest.fixture
+def model(new_model):
+    made = new_model()
+    made.entropy.freeze()
+    made.tables = parametric_tables("bw16")
+    return made
 
 
-@pytest.fixture(scope="module")
-def mixed():
-    rng = np.random.default_rng(0)
-    sigma = np.exp(rng.normal(-1.0, 1.0, 40_000))
-    return torch.from_numpy(np.abs(np.log(sigma)[:, None] - np.log(SIGMAS)).argmin(-1))
+@pytest.fixture
+def batches(model, photograph):
+    crops = np.stack([photograph(96, 128, seed=seed) for seed in range(2)])
+    crops = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+    return batches_of(model, crops.repeat(51, 1, 1, 1)[:101])[10::20]
 
 
-def test_no_other_packing_near_it_costs_less(mixed):
-    steps, start = steps_of(mixed, 1.0), parametric_tables()
-    tables, saved = best_packing(start, "e8", steps)
-    packing = tables.others["e8"].packing
-    assert packing != CODING_ORDER and saved > 0
-    cost = steps.cost(Quantizer("e8", tables))
-    for other in (
-        packing._replace(by_bin=not packing.by_bin, first_bin=CODING_ORDER.first_bin),
-        packing._replace(first_bin=packing.first_bin - 1),
-        packing._replace(first_bin=packing.first_bin + 1),
-    ):
-        assert cost <= steps.cost(Quantizer("e8", steps.refitted(start, "e8", other)))
-    before = steps.cost(Quantizer("e8", steps.refitted(start, "e8", CODING_ORDER)))
-    assert 1 - cost / before == pytest.approx(saved)
-    assert tables.z is start.z
+@pytest.mark.parametrize("name", ["e8", "bw16"])
+def test_no_packing_next_to_it_loses_less(model, batches, name):
+    tables, saved = best_packing(model, model.tables, name, batches)
+    loss = log_loss(model, batches, Quantizer(name, tables))
+    packing = tables.others[name].packing
+    assert saved >= 0
+
+    def lost(packing):
+        found = model.tables
+        for _ in range(2):
+            choices = Choices(Quantizer(name, found))
+            for batch in batches:
+                quantise(model, batch, choices.quantizer, choices)
+            new = type(found.others[name]).fit(choices.counts[name], packing)
+            found = dataclasses.replace(found, others={**found.others, name: new})
+        return log_loss(model, batches, Quantizer(name, found))
+
+    for step in (-1, 1):
+        assert loss <= lost(packing._replace(first_bin=packing.first_bin + step))
+    assert 1 - math.exp(loss - lost(CODING_ORDER)) == pytest.approx(saved)
+    assert tables.z is model.tables.z
+    (other,) = {"e8", "bw16"} - {name}
+    assert tables.others[other] is model.tables.others[other]
 
 
-def test_where_order_makes_no_difference_it_stays():
-    """All of one bin, far above the threshold: nothing is better than what there is."""
-    steps = steps_of(torch.full((4000,), 40), 1.0)
-    tables, saved = best_packing(parametric_tables(), "e8", steps)
-    assert tables.others["e8"].packing == CODING_ORDER and saved == 0
-
-
-def test_latents_with_rows_of_their_own_are_kept_whatever_their_number():
-    steps = Steps()
-    bins = torch.tensor([NUM_BINS + 900, 3])
-    steps(torch.zeros(2), bins, torch.zeros(2))
-    assert steps._steps[0][1].tolist() == bins.tolist()
-
-
-def test_a_lattice_that_nothing_is_packed_for_keeps_what_it_was_made_with():
-    steps = steps_of(torch.full((100,), 3), 1.0)
-    tables, saved = best_packing(parametric_tables(), "e8", steps)
-    assert tables.others["e8"].packing == Packing() and saved == 0
+def test_the_loss_is_that_of_pictures(model, batches):
+    quantizer, total = Quantizer("z", model.tables), 0.0
+    for batch in batches:
+        choices = Choices(quantizer)
+        y_hat = quantise(model, batch, quantizer, choices)
+        assert batch.pixels == 96 * 128 * len(batch.crops)
+        shown = model.synthesis(y_hat, batch.grid, batch.qualities).clamp(0, 1)
+        mse = ((shown - batch.crops) * 255).square().mean()
+        total += math.log(choices.bits / batch.pixels + model.config.lmbda(batch.quality) * mse)
+    assert log_loss(model, batches, quantizer) == pytest.approx(total / len(batches), rel=1e-5)

@@ -27,6 +27,7 @@ from lvqcodec.errors import ModelMismatch, ModelNotFound, UsageError
 from lvqcodec.model.codec_model import CodecModel
 from lvqcodec.model.lattices.tables import CodingTables, parametric_tables
 from lvqcodec.model.quantizer import Quantizer
+from lvqcodec.training import coded
 from lvqcodec.training import export as exporting
 from lvqcodec.training import fit_tables as fitting
 from lvqcodec.training.checkpoint import CHECKPOINT, read_weights
@@ -590,15 +591,15 @@ def test_crops_of_one_quality_are_coded_together(new_model, photograph):
         quantizer = Quantizer(lattice, model.tables)
         found = []
         for parts in ((crops,), (crops[:1], crops[1:])):
-            tally = fitting._Choices(quantizer)
+            tally = coded.Choices(quantizer)
             latents = [
-                fitting.quantise(model, fitting.analyse(model, part, 70), quantizer, tally)
+                coded.quantise(model, coded.analyse(model, part, 70), quantizer, tally)
                 for part in parts
             ]
             found.append((torch.cat(latents), tally))
         (together, both), (apart, single) = found
         assert torch.equal(together, apart) == (lattice == "z")
-        y = fitting.analyse(model, crops, 70).y
+        y = coded.analyse(model, crops, 70).y
         errors = [float((y_hat - y).square().mean()) for y_hat in (together, apart)]
         assert errors[0] == pytest.approx(errors[1], rel=tolerance)
         assert both.bits == pytest.approx(single.bits, rel=max(tolerance / 6, 1e-9))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lvqcodec.model.codec_model import CodecModel
 from lvqcodec.model.quantizer import Quantizer
+from lvqcodec.training.coded import analyse, quantise
 from lvqcodec.training.data import CropSampler
-from lvqcodec.training.fit_tables import analyse, quantise
 from lvqcodec.training.optimizers import make_optimizers, set_learning_rate
 
 
