@@ -173,7 +173,8 @@ class Trainer:
     def _surrogate(self, stage: Stage) -> Surrogate:
         """What stands for rounding in the step at hand; its noise follows from step and process."""
         generator = self._noise(1 + self.ranks.index)
-        return SURROGATES[stage.surrogate](generator, self.stage_step / stage.steps)
+        progress, name = self.stage_step / stage.steps, self.model.config.lattice
+        return SURROGATES[stage.surrogate](generator, progress, name)
 
     def _noise(self, stream: int = 0) -> torch.Generator:
         """A generator that follows from the seed, the step at hand and a number up to 255."""

@@ -52,6 +52,9 @@ class Lattice(ABC):
     name: ClassVar[str]
     dim: ClassVar[int]
 
+    second_moment: ClassVar[float]
+    """Mean squared error of a coordinate that is uniform within a cell, in squared steps."""
+
     packing: Packing
     """Which latents are packed into vectors; stored with the tables."""
 

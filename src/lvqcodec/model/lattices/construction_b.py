@@ -69,9 +69,6 @@ class ConstructionB(ParityLattice):
     order: ClassVar[int]
     """Of the code, 0 or 1: see `reed_muller`."""
 
-    second_moment: ClassVar[float]
-    """Of a cell, normalised."""
-
     period = 4
     offsets = (0, 2, 1)
 

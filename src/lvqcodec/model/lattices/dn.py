@@ -43,9 +43,6 @@ class EvenSum(ParityLattice):
     period = 2
     offsets = (0, 1)
 
-    second_moment: ClassVar[float]
-    """Normalised: what widens the parametric tables."""
-
     q24_units: ClassVar[tuple[int, ...]]
     """Of every axis in 1 / LATENT_UNITS step, Q24, rounded down: they are irrational."""
 

@@ -95,6 +95,7 @@ class Leech(ParityLattice):
     unit = 8**-0.5
     period = 8
     offsets = (0, 4, 2, 1, 3)
+    second_moment = 0.06577
 
     def _fault(self) -> str | None:
         fault = super()._fault() or self._ratio_fault(self.odd_ratio, RATIO_ONE)
@@ -240,7 +241,7 @@ class Leech(ParityLattice):
         are inverted as if all coordinates of a vector were of one bin.
         """
         (seen, offsets), first = counted(counts, cls.edge), packing.first_bin
-        shape = weights(cls.unit, _SECOND_MOMENT, cls.edge)
+        shape = weights(cls.unit, cls.second_moment, cls.edge)
         zero, four, two, one, three = _class_sums(signs(shape[first:]))
         prior = _shares(
             (zero - four) / (zero + four),
@@ -261,7 +262,6 @@ class Leech(ParityLattice):
         )
 
 
-_SECOND_MOMENT = 0.06577
 _UNIT = q24_root(1, 8, 2)
 _BITS = np.array([[2], [1], [0]])
 """Of a digit, in the order of coding."""

@@ -62,6 +62,7 @@ class Trellis(Tabled):
     parities: RowTable
 
     name = "trellis8"
+    second_moment = 0.0648  # of long chains, by sampling
     dim = 1
     unit = 0.5
     edge = 1024

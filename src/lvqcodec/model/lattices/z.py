@@ -35,6 +35,7 @@ class Z(Tabled):
     unit = 1.0
     edge = 512
     num_centroids = 9
+    second_moment = 1 / 12
     packing = Packing(NUM_BINS)  # nothing
 
     def _fault(self) -> str | None:
