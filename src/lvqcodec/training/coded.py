@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -76,17 +77,19 @@ class Choices:
 
 
 @torch.no_grad()
-def log_loss(model: CodecModel, batches: Sequence[Batch], quantizer: Quantizer) -> float:
-    """Return the mean over batches of ln(bpp + lmbda 255^2 MSE), of pictures as they decode.
+def log_losses(
+    model: CodecModel, batches: Sequence[Batch], quantizer: Quantizer
+) -> NDArray[np.float64]:
+    """Return ln(bpp + lmbda 255^2 MSE) of every batch, of pictures as they decode.
 
     The logarithm makes a per cent at one quality worth a per cent at any other.
     """
-    total = 0.0
+    losses = []
     for batch in batches:
         choices = Choices(quantizer)
         y_hat = quantise(model, batch, quantizer, choices)
         x_hat = model.synthesis(y_hat, batch.grid, batch.qualities).clamp(0, 1)
         mse = float((x_hat - batch.crops).square().mean())
         weight = model.config.lmbda(batch.quality) * 255**2
-        total += math.log(choices.bits / batch.pixels + weight * mse)
-    return total / len(batches)
+        losses.append(math.log(choices.bits / batch.pixels + weight * mse))
+    return np.array(losses)

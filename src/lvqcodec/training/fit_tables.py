@@ -20,7 +20,6 @@ FIT_CROPS, FIT_CROP = 202, 256
 _ROUNDS = 5  # the choice depends on the tables and the tables on the choice
 _FULL_ROUNDS = 2  # the last ones; every fourth of the crops will do for those before
 _EVERY = 4
-_PACKING_EVERY = 8  # packing is one of a few numbers: still less will do
 
 
 def first_tables(model: CodecModel) -> CodingTables:
@@ -43,7 +42,7 @@ def fit_to_crops(
     batches = batches_of(model, crops)
     for index in range(_ROUNDS):
         if index == _ROUNDS - _FULL_ROUNDS:
-            model.tables = _packed(model, batches[::_PACKING_EVERY], names, report)
+            model.tables = _packed(model, batches[::_EVERY], names, report)
         every = 1 if index >= _ROUNDS - _FULL_ROUNDS else _EVERY
         model.tables, rates = _fit(model, batches[::every], names)
         said = ", ".join(f"{name} {bpp:.4f} bpp" for name, bpp in rates.items())

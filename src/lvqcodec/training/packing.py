@@ -12,39 +12,50 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lvqcodec.model.codec_model import CodecModel
 from lvqcodec.model.lattices.base import Packing
 from lvqcodec.model.lattices.tables import CodingTables
 from lvqcodec.model.quantizer import Quantizer
-from lvqcodec.training.coded import Batch, Choices, log_loss, quantise
+from lvqcodec.training.coded import Batch, Choices, log_losses, quantise
 
 _FIRST_BINS = range(4, 24)
 _ROUNDS = 2
+_STEP = 2
 
 
 def best_packing(
     model: CodecModel, tables: CodingTables, name: str, batches: Sequence[Batch]
 ) -> tuple[CodingTables, float]:
-    """Tables whose lattice `name` packs what loses least, fitted anew; and by what share less.
+    """Tables whose lattice `name` packs as is best, fitted anew; and the share of loss it saves.
 
-    First whether it sorts by bin, then, going down and up from there, from which bin on.
+    From the packing that it has it tries the other order, then first bins lower and higher, as far
+    as they save more than twice the standard error of what they save.
     """
-    tried: dict[Packing, tuple[float, CodingTables]] = {}
+    tried: dict[Packing, tuple[NDArray[np.float64], CodingTables]] = {}
 
-    def loss(packing: Packing) -> float:
+    def losses(packing: Packing) -> NDArray[np.float64]:
         if packing not in tried:
             fitted = _refitted(model, tables, name, packing, batches)
-            tried[packing] = log_loss(model, batches, Quantizer(name, fitted)), fitted
+            tried[packing] = log_losses(model, batches, Quantizer(name, fitted)), fitted
         return tried[packing][0]
 
-    now = tables.others[name].packing
-    best = min((now._replace(by_bin=by_bin) for by_bin in (False, True)), key=loss)
-    for way in (-1, 1):
-        while (other := best._replace(first_bin=best.first_bin + way)).first_bin in _FIRST_BINS:
-            if loss(other) >= loss(best):
+    def better(one: Packing, other: Packing) -> bool:
+        saved = losses(other) - losses(one)
+        return len(saved) > 1 and saved.mean() > 2 * saved.std(ddof=1) / math.sqrt(len(saved))
+
+    best = now = tables.others[name].packing
+    other = now._replace(by_bin=not now.by_bin)
+    if better(other, best):
+        best = other
+    for step in (-_STEP, _STEP):
+        while (other := best._replace(first_bin=best.first_bin + step)).first_bin in _FIRST_BINS:
+            if not better(other, best):
                 break
             best = other
-    return tried[best][1], 1 - math.exp(loss(best) - loss(now))
+    return tried[best][1], 1 - math.exp((losses(best) - losses(now)).mean())
 
 
 def _refitted(
