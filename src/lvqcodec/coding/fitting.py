@@ -69,9 +69,7 @@ def centroid_limits(entries: int, unit: float) -> NDArray[np.int8]:
     return np.asarray(np.clip(below, 0, MAX_CENTROID), np.int8)
 
 
-def fit_centroids(
-    counts: Integers, offsets: Floats, entries: int, unit: float = 1.0
-) -> NDArray[np.int8]:
+def fit_centroids(counts: Integers, offsets: Floats, entries: int, unit: float) -> NDArray[np.int8]:
     """Mean offsets towards zero (bins, entries) in 1/16 step; the last entry is of all larger |j|.
 
     counts: how often each |j| was chosen; offsets: sums of its distance from x towards zero, in

@@ -9,10 +9,8 @@ has volume 2^12, so a coordinate is 2^(-3/4) step.
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from lvqcodec.model.lattices.construction_b import ConstructionB
-from lvqcodec.model.lattices.tabled import q24_product, q24_root
+from lvqcodec.model.lattices.tabled import q24_root
 
 
 class BW16(ConstructionB):
@@ -21,11 +19,6 @@ class BW16(ConstructionB):
     name = "bw16"
     dim = 16
     unit = 2**-0.75
+    q24_units = (q24_root(1, 8, 4),)
     order = 1
     second_moment = 0.0683
-
-    def _points(self, j: Tensor) -> Tensor:
-        return q24_product(j, _UNIT)
-
-
-_UNIT = q24_root(1, 8, 4)

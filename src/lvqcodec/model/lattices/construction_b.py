@@ -35,14 +35,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.coding.fitting import PRIOR, fit_centroids
-from lvqcodec.coding.rows import BERNOULLI_ROWS, Floats, Integers, bernoulli_rows
+from lvqcodec.coding.fitting import PRIOR
+from lvqcodec.coding.rows import BERNOULLI_ROWS, Floats, Integers
 from lvqcodec.model.lattices.base import CODING_ORDER, Arrays, Packing
 from lvqcodec.model.lattices.parity import (
     RATIO_ONE,
     ParityLattice,
     cheapest_parities,
-    fit_classes,
     known,
     signs,
     to_q15,
@@ -212,11 +211,11 @@ class ConstructionB(ParityLattice):
         even, odd, half = _class_sums(signs(shape[first:]))
         prior = cls._shares((even - odd) / (even + odd), np.log2(half / (even + odd)))
         parity, coset = cls._ratios_of(_class_sums(seen[first:]) + PRIOR * prior)
-        return cls(
-            rows=fit_classes(cls, seen, shape, first),
-            centroids=fit_centroids(seen, offsets, cls.num_centroids),
-            packing=packing,
-            bernoulli=bernoulli_rows(),
+        return cls.fitted(
+            seen,
+            offsets,
+            shape,
+            packing,
             parity_ratio=to_q15(parity),
             coset_ratio=np.rint(coset * LOG_ONE).astype(np.int32),
         )

@@ -10,20 +10,18 @@ parities of all vectors, coordinate by coordinate (the last follows from the oth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from lvqcodec.coding.fitting import PRIOR, fit_centroids
-from lvqcodec.coding.rows import NUM_BINS, Floats, Integers, bernoulli_rows
+from lvqcodec.coding.fitting import PRIOR
+from lvqcodec.coding.rows import NUM_BINS, Floats, Integers
 from lvqcodec.model.lattices.base import CODING_ORDER, Arrays, Packing
 from lvqcodec.model.lattices.parity import (
     RATIO_ONE,
     ParityLattice,
     cheapest_parities,
-    fit_classes,
     known,
     parity_moment,
     ratio_of_moment,
@@ -31,7 +29,7 @@ from lvqcodec.model.lattices.parity import (
     to_q15,
     weights,
 )
-from lvqcodec.model.lattices.tabled import counted, q24_product, q24_root
+from lvqcodec.model.lattices.tabled import counted, q24_root
 
 if TYPE_CHECKING:
     from lvqcodec.coding.rangecoder import SymbolDecoder, SymbolEncoder
@@ -43,15 +41,9 @@ class EvenSum(ParityLattice):
     period = 2
     offsets = (0, 1)
 
-    q24_units: ClassVar[tuple[int, ...]]
-    """Of every axis in 1 / LATENT_UNITS step, Q24, rounded down: they are irrational."""
-
     def pick(self, costs: Tensor) -> Tensor:
         """See `ParityLattice.pick`."""
         return cheapest_parities(costs[..., :1], costs[..., 1:])[0].squeeze(-1)
-
-    def _points(self, j: Tensor) -> Tensor:
-        return q24_product(j, torch.tensor(self.q24_units, device=j.device))
 
     def bits(self, j: Tensor, bins: Tensor) -> float:
         """See `Lattice.bits`."""
@@ -91,11 +83,11 @@ class EvenSum(ParityLattice):
         shape = np.concatenate([weights(unit, cls.second_moment, cls.edge) for unit in units])
         packed = np.arange(len(seen)) % NUM_BINS >= packing.first_bin
         ratios = cls._fit_ratios(*_class_sums(seen[packed]), *_class_sums(signs(shape[packed])))
-        return cls(
-            rows=fit_classes(cls, seen, shape, packing.first_bin),
-            centroids=fit_centroids(seen, offsets, cls.num_centroids),
-            packing=packing,
-            bernoulli=bernoulli_rows(),
+        return cls.fitted(
+            seen,
+            offsets,
+            shape,
+            packing,
             parity_ratio=to_q15(ratios),
         )
 

@@ -39,8 +39,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.coding.fitting import PRIOR, fit_centroids
-from lvqcodec.coding.rows import Floats, Integers, RowTable, bernoulli_rows
+from lvqcodec.coding.fitting import PRIOR
+from lvqcodec.coding.rows import Floats, Integers, RowTable
 from lvqcodec.model.lattices import golay
 from lvqcodec.model.lattices.base import CODING_ORDER, Arrays, Packing
 from lvqcodec.model.lattices.construction_b import LOG_ONE, bisected, powers
@@ -48,13 +48,12 @@ from lvqcodec.model.lattices.parity import (
     RATIO_ONE,
     ParityLattice,
     cheapest_parities,
-    fit_classes,
     known,
     signs,
     to_q15,
     weights,
 )
-from lvqcodec.model.lattices.tabled import counted, q24_product, q24_root
+from lvqcodec.model.lattices.tabled import counted, q24_root
 
 if TYPE_CHECKING:
     from lvqcodec.coding.rangecoder import SymbolDecoder, SymbolEncoder
@@ -93,6 +92,7 @@ class Leech(ParityLattice):
     name = "leech"
     dim = 24
     unit = 8**-0.5
+    q24_units = (q24_root(1, 8, 2),)
     period = 8
     offsets = (0, 4, 2, 1, 3)
     second_moment = 0.06577
@@ -104,9 +104,6 @@ class Leech(ParityLattice):
             if not fault and log.max() > 0:
                 fault = f"logarithms up to {log.max()}, allowed is 0"
         return fault
-
-    def _points(self, j: Tensor) -> Tensor:
-        return q24_product(j, _UNIT)
 
     # --- choices ----------------------------------------------------------------------------------
 
@@ -250,11 +247,11 @@ class Leech(ParityLattice):
             np.log2((one + three) / (zero + four) / 2),
         )
         parity, odd, word, coset = _ratios(_class_sums(seen[first:]) + PRIOR * prior)
-        return cls(
-            rows=fit_classes(cls, seen, shape, first),
-            centroids=fit_centroids(seen, offsets, cls.num_centroids, cls.unit),
-            packing=packing,
-            bernoulli=bernoulli_rows(),
+        return cls.fitted(
+            seen,
+            offsets,
+            shape,
+            packing,
             parity_ratio=to_q15(parity),
             odd_ratio=to_q15(odd),
             word_ratio=_to_logs(word),
@@ -262,7 +259,6 @@ class Leech(ParityLattice):
         )
 
 
-_UNIT = q24_root(1, 8, 2)
 _BITS = np.array([[2], [1], [0]])
 """Of a digit, in the order of coding."""
 

@@ -19,15 +19,23 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lvqcodec.coding.fitting import fit_row, of_class, row_radius
-from lvqcodec.coding.rows import BERNOULLI_ROWS, NUM_BINS, SIGMAS, Floats, Integers, RowTable
+from lvqcodec.coding.fitting import fit_centroids, fit_row, of_class, row_radius
+from lvqcodec.coding.rows import (
+    BERNOULLI_ROWS,
+    NUM_BINS,
+    SIGMAS,
+    Floats,
+    Integers,
+    RowTable,
+    bernoulli_rows,
+)
 from lvqcodec.model.lattices.base import Packing
 from lvqcodec.model.lattices.tabled import Tabled
 
@@ -194,6 +202,32 @@ class ParityLattice(Tabled):
         """Values q of rows (dim, V)."""
         return decoder.decode_integers(rows.ravel(), self.rows).reshape(rows.shape)
 
+    # --- fitting ----------------------------------------------------------------------------------
+
+    @classmethod
+    def fitted(
+        cls, counts: Integers, offsets: Floats, shape: Floats, packing: Packing, **ratios: Any
+    ) -> Self:
+        """Tables of counts and offsets as of `count`, shrunk towards weights `shape` over |j|.
+
+        All three are of all bins; ratios: the fields that a lattice finds in its own way.
+        """
+        rows, radii = [], []
+        bins = range(packing.first_bin, NUM_BINS)
+        for axis, index in itertools.product(range(len(cls.axes)), bins):
+            unit, place = cls.unit * cls.axes[axis], NUM_BINS * axis + index
+            radius = int(np.ceil(row_radius(SIGMAS[index]) / (cls.period * unit)))
+            for offset in cls.offsets:
+                rows.append(fit_row(counts[place], shape[place], cls.period, offset, radius))
+                radii.append(radius)
+        return cls(
+            rows=RowTable.from_rows(rows, radii),
+            centroids=fit_centroids(counts, offsets, cls.num_centroids, cls.unit),
+            packing=packing,
+            bernoulli=bernoulli_rows(),
+            **ratios,
+        )
+
 
 def known(j: Integers, decoder: SymbolDecoder) -> Any:
     """Coordinates (dim, V) as vectors (V, dim), 0 where the decoder has ended before them."""
@@ -234,20 +268,6 @@ def weights(unit: float, second_moment: float, edge: int) -> NDArray[np.float64]
     scale = np.sqrt(SIGMAS[:, None] ** 2 + second_moment) * np.sqrt(3) / np.pi
     tail = np.exp(-np.arange(edge + 1) * unit / scale)
     return np.asarray(tail / (1 + tail) ** 2, np.float64)
-
-
-def fit_classes(
-    lattice: type[ParityLattice], counts: Integers, shape: Floats, first_bin: int
-) -> RowTable:
-    """Rows of all packed bins and of all classes, from counts and weights over |j|, of all bins."""
-    rows, radii = [], []
-    for axis, index in itertools.product(range(len(lattice.axes)), range(first_bin, NUM_BINS)):
-        unit, place = lattice.unit * lattice.axes[axis], NUM_BINS * axis + index
-        radius = int(np.ceil(row_radius(SIGMAS[index]) / (lattice.period * unit)))
-        for offset in lattice.offsets:
-            rows.append(fit_row(counts[place], shape[place], lattice.period, offset, radius))
-            radii.append(radius)
-    return RowTable.from_rows(rows, radii)
 
 
 def signs(shape: Floats) -> Floats:

@@ -38,6 +38,9 @@ class Tabled(Lattice):
     axes: ClassVar[tuple[float, ...]] = (1.0,)
     """One for all coordinates of a vector or one for each, with tables of its own: its `unit`s."""
 
+    q24_units: ClassVar[tuple[int, ...]] = ()
+    """The same of every axis in 1 / LATENT_UNITS step, Q24 (`q24_root`), if it is irrational."""
+
     edge: ClassVar[int]
     """The largest |j| that costs and counts tell from larger ones."""
 
@@ -124,7 +127,9 @@ class Tabled(Lattice):
 
     def _points(self, j: Tensor) -> Tensor:
         """Points of j in 1 / LATENT_UNITS step, int32."""
-        return int(self.unit * LATENT_UNITS) * j
+        if not self.q24_units:
+            return int(self.unit * LATENT_UNITS) * j
+        return q24_product(j, torch.tensor(self.q24_units, device=j.device))
 
     def _units(self, like: Tensor) -> float | Tensor:
         """Steps between coordinates, to be multiplied by `like` (V, dim, ...)."""

@@ -197,7 +197,7 @@ class Trellis(Tabled):
         parities = np.pad(_by_parity(sizes[packing.first_bin :]), ((0, 0), (1, 0)))
         return cls(
             rows=RowTable.from_rows(rows, radii),
-            centroids=fit_centroids(seen, offsets, cls.num_centroids),
+            centroids=fit_centroids(seen, offsets, cls.num_centroids, cls.unit),
             packing=packing,
             parities=refit_rows(RowTable.from_rows(prior, [0] * len(prior)), parities),
         )

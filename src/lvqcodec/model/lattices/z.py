@@ -91,7 +91,7 @@ class Z(Tabled):
         radii = [row_radius(sigma) for sigma in SIGMAS]
         facts = zip(seen, _shape(cls.edge), radii, strict=True)
         rows = [fit_row(row, shape, 1, 0, radius) for row, shape, radius in facts]
-        centroids = fit_centroids(seen, offsets, cls.num_centroids)
+        centroids = fit_centroids(seen, offsets, cls.num_centroids, cls.unit)
         return cls(RowTable.from_rows(rows, radii), centroids)
 
     # --- rows of their own ------------------------------------------------------------------------
