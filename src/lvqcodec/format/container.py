@@ -180,19 +180,9 @@ _KNOWN_KINDS = _PICTURES | {SECTION_ALPHA}
 _OPTIONAL = 0x80
 _GREY = 0x01
 _STRIDE_16 = 0x02
-_LATTICE_IDS = {  # on the wire: append only
-    "z": 0,
-    "e8": 1,
-    "d4": 2,
-    "a2": 3,
-    "bw16": 4,
-    "leech": 5,
-    "trellis8": 6,
-}
-LATTICES = tuple(_LATTICE_IDS)
-"""The lattices by name."""
+LATTICES = ("z", "e8", "d4", "a2", "bw16", "leech", "trellis8")
+"""The lattices by name, in the order of their numbers on the wire: append only."""
 
-_LATTICE_NAMES = {number: name for name, number in _LATTICE_IDS.items()}
 _FIXED = struct.Struct("<8sBBBBB4s")
 
 
@@ -221,8 +211,8 @@ class Header:
             raise FormatError(f"a picture has 1 or 3 channels, not {self.channels}")
         if not 0 <= self.quality <= 100:
             raise FormatError(f"quality {self.quality} is outside 0..100")
-        if self.lattice not in _LATTICE_IDS:
-            raise FormatError(f"lattice {self.lattice!r} is not one of {', '.join(_LATTICE_IDS)}")
+        if self.lattice not in LATTICES:
+            raise FormatError(f"lattice {self.lattice!r} is not one of {', '.join(LATTICES)}")
         if self.stride not in STRIDES:
             raise FormatError(f"a stride of {self.stride} pixels is not one of {STRIDES}")
         if len(self.model) != 4:
@@ -245,7 +235,7 @@ def pack(header: Header, sections: Iterable[Section]) -> bytes:
         header.stream_version,
         _GREY * (header.channels == 1) | _STRIDE_16 * (header.stride == 16),
         header.quality,
-        _LATTICE_IDS[header.lattice],
+        LATTICES.index(header.lattice),
         header.model,
     )
     parts = [checked(head + to_varint(header.width) + to_varint(header.height))]
@@ -366,10 +356,10 @@ def _parse_header(data: bytes) -> tuple[Header, int]:
     # from here on the bytes are what a writer wrote: what is not known is new
     if flags & ~(_GREY | _STRIDE_16):
         raise FormatError(f"flags 0x{flags:02x} are not known: upgrade lvqcodec")
-    if lattice not in _LATTICE_NAMES:
+    if lattice >= len(LATTICES):
         raise FormatError(f"lattice {lattice} is not known: upgrade lvqcodec")
     channels = 1 if flags & _GREY else 3
-    name = _LATTICE_NAMES[lattice]
+    name = LATTICES[lattice]
     stride = 16 if flags & _STRIDE_16 else 8
     return Header(width, height, channels, quality, name, model, stream_version, stride), at
 
