@@ -62,18 +62,37 @@ def quantise(model: CodecModel, batch: Batch, quantizer: Quantizer, sink: Sink) 
     return model.entropy.code(coder, *batch.grid, batch.qualities)
 
 
-class Choices:
-    """A sink that adds up what a quantizer chooses, and its cost."""
+class Cost:
+    """A sink that adds up the bits of what a quantizer chooses."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
-        self.counts: dict[str, dict[str, NDArray[Any]]] = {}
         self.bits = 0.0
 
     def __call__(self, j: Tensor, bins: Tensor, residual: Tensor) -> None:
         """See `codec_model.Sink`."""
-        self.counts = added(self.counts, self.quantizer.count(j, bins, residual))
         self.bits += self.quantizer.bits(j, bins)
+
+
+class Choices(Cost):
+    """A sink that counts what is chosen too."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__(quantizer)
+        self.counts: dict[str, dict[str, NDArray[Any]]] = {}
+
+    def __call__(self, j: Tensor, bins: Tensor, residual: Tensor) -> None:
+        """See `codec_model.Sink`."""
+        super().__call__(j, bins, residual)
+        self.counts = added(self.counts, self.quantizer.count(j, bins, residual))
+
+
+def choices_of(model: CodecModel, batches: Sequence[Batch], quantizer: Quantizer) -> Choices:
+    """Return what a quantizer chooses of batches."""
+    choices = Choices(quantizer)
+    for batch in batches:
+        quantise(model, batch, quantizer, choices)
+    return choices
 
 
 @torch.no_grad()
@@ -86,10 +105,10 @@ def log_losses(
     """
     losses = []
     for batch in batches:
-        choices = Choices(quantizer)
-        y_hat = quantise(model, batch, quantizer, choices)
+        cost = Cost(quantizer)
+        y_hat = quantise(model, batch, quantizer, cost)
         x_hat = model.synthesis(y_hat, batch.grid, batch.qualities).clamp(0, 1)
         mse = float((x_hat - batch.crops).square().mean())
         weight = model.config.lmbda(batch.quality) * 255**2
-        losses.append(math.log(choices.bits / batch.pixels + weight * mse))
+        losses.append(math.log(cost.bits / batch.pixels + weight * mse))
     return np.array(losses)

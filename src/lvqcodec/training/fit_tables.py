@@ -11,7 +11,7 @@ from torch import Tensor
 from lvqcodec.model.codec_model import CodecModel
 from lvqcodec.model.lattices.tables import CodingTables, parametric_tables
 from lvqcodec.model.quantizer import Quantizer
-from lvqcodec.training.coded import Batch, Choices, batches_of, quantise
+from lvqcodec.training.coded import Batch, batches_of, choices_of
 from lvqcodec.training.packing import best_packing
 
 FIT_CROPS, FIT_CROP = 202, 256
@@ -58,10 +58,7 @@ def _fit(
     Z chooses, which sees every bin of it.
     """
     assert model.tables is not None
-    tallies = {name: Choices(Quantizer(name, model.tables)) for name in names}
-    for tally in tallies.values():
-        for batch in batches:
-            quantise(model, batch, tally.quantizer, tally)
+    tallies = {n: choices_of(model, batches, Quantizer(n, model.tables)) for n in names}
     counts = {name: tally.counts[name] for name, tally in tallies.items() if name in tally.counts}
     pixels = sum(batch.pixels for batch in batches)
     rates = {name: tally.bits / pixels for name, tally in tallies.items()}

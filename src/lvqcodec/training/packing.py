@@ -19,7 +19,7 @@ from lvqcodec.model.codec_model import CodecModel
 from lvqcodec.model.lattices.base import Packing
 from lvqcodec.model.lattices.tables import CodingTables
 from lvqcodec.model.quantizer import Quantizer
-from lvqcodec.training.coded import Batch, Choices, log_losses, quantise
+from lvqcodec.training.coded import Batch, choices_of, log_losses
 
 _FIRST_BINS = range(4, 24)
 _ROUNDS = 2
@@ -63,9 +63,7 @@ def _refitted(
 ) -> CodingTables:
     """Tables whose lattice packs in another way, fitted to what it then chooses."""
     for _ in range(_ROUNDS):  # the first counts what is chosen by the tables of the old way
-        choices = Choices(Quantizer(name, tables))
-        for batch in batches:
-            quantise(model, batch, choices.quantizer, choices)
+        choices = choices_of(model, batches, Quantizer(name, tables))
         new = type(tables.others[name]).fit(choices.counts.get(name), packing)
         tables = replace(tables, others={**tables.others, name: new})
     return tables

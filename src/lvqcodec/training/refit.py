@@ -14,7 +14,7 @@ from lvqcodec import files
 from lvqcodec.catalog import ModelCard, find_model, read_files
 from lvqcodec.errors import UsageError
 from lvqcodec.format.container import LATTICES
-from lvqcodec.model.weights import unpack_weights
+from lvqcodec.model.weights import pack_parts, unpack_weights
 from lvqcodec.training.card import MEASURED
 from lvqcodec.training.data import CropSampler, load_pictures
 from lvqcodec.training.fit_tables import FIT_CROP, FIT_CROPS, fit_to_crops
@@ -45,18 +45,20 @@ def refit(
         if lattice not in LATTICES:
             raise UsageError(f"unknown lattice {lattice!r}; choose from {', '.join(LATTICES)}")
     card, target = find_model(model), Path(out)
-    share = card.paths[0].stem if len(card.paths) == 2 else None
+    weights = read_files(card)
+    made = unpack_weights(*weights)
+    shared = len(weights) == 2 and weights[0] == pack_parts(made)[0]
+    share = card.paths[0].stem if shared else None
     check_names(target, name, share)
     for path in (target / f"{name}.toml", target / f"{name}.safetensors"):
         if path.exists():
             raise UsageError(f"{str(path)!r} exists; choose another --name or --out")
     files.check(target / f"{name}.toml", parents=True)
-    weights = read_files(card)
     there = target / f"{share}.safetensors"
     if share and there.exists() and there.read_bytes() != weights[0]:
         raise UsageError(f"{str(there)!r} is not the transform of {model!r}; choose another --out")
     where = torch.device(choose_device(device))
-    made = unpack_weights(*weights).to(where)
+    made = made.to(where)
     assert made.tables is not None
     chosen = made.tables.names if lattices is None else tuple(dict.fromkeys(lattices))
     made.tables = made.tables.including(chosen)
