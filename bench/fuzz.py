@@ -36,6 +36,7 @@ import numpy as np
 from lvqcodec import codec
 from lvqcodec.errors import LvqError
 from lvqcodec.format.container import read_header, unpack
+from lvqcodec.model.loaded import load_model
 
 LIMIT_SECONDS = 10.0
 LIMIT_BYTES = 1 << 30
@@ -192,13 +193,13 @@ class Child:
 
 
 def make_files(model: str) -> list[bytes]:
-    """A small picture by the model at several rates, on both lattices."""
+    """A small picture by the model at several rates, on all of its lattices."""
     y, x = np.mgrid[0:48, 0:64]
     image = np.stack([4 * x, 5 * y, 128 + 60 * np.sin(x * y / 90)], 2).astype(np.uint8)
     return [
         codec.encode(image, model=model, quality=quality, lattice=lattice, device="cpu")
         for quality in (10, 50, 90)
-        for lattice in ("e8", "z")
+        for lattice in load_model(model, device="cpu").tables.names
     ]
 
 
