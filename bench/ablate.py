@@ -130,7 +130,7 @@ class Bench:
         kept = _read_json(path)
         if kept is not None and kept["of"] == of:
             return dict(kept)
-        say(f"--- {row.name}: coding {len(paths)} pictures")
+        say(f"--- {row.name}: coding pictures")
         with display(row.name) as show:
             report = evaluate(
                 self.val,
@@ -184,7 +184,7 @@ def result(table: Table, command: str, reports: dict[str, Plain]) -> str:
     machines = dict.fromkeys(_machine(report) for report in reports.values())
     count, levels = len(measured["pictures"]), ", ".join(map(str, measured["qualities"]))
     about = (
-        f"{count} pictures at qualities {levels}, coded on {'; '.join(machines)}. Transform and"
+        f"Pictures: {count}, at qualities {levels}, coded on {'; '.join(machines)}. Transform and"
         " entropy model: parameters. Seconds: means over the qualities of the medians over the"
         " pictures."
     )
