@@ -2,7 +2,7 @@
 """Training of learned bases: alone on a frozen transform, with the penalty, from other weights."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from lvqcodec.training.optimizers import trainable
 from lvqcodec.training.recipe import Recipe
 from lvqcodec.training.trainer import Trainer
 
+BENCH = Path(__file__).parents[2] / "bench"
 CPU = torch.device("cpu")
 PLAIN = f"""
 init_crops = 2
@@ -172,16 +173,15 @@ def test_a_run_is_trained_and_exported(recipe, pictures, tmp_path):
     assert torch.allclose(basis.matrix().norm(dim=2), torch.ones(3, 8), atol=1e-6)
 
 
-def test_the_rows_of_the_experiment_are_valid_and_differ_in_their_bases_alone(tmp_path):
-    path = Path(__file__).parents[2] / "bench" / "learned.py"
-    spec = importlib.util.spec_from_file_location("learned", path)
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
-    rows = {}
-    for row in bench.DIMS:
-        (tmp_path / "row.toml").write_text(bench.recipe(row))
-        rows[row] = Recipe.load(tmp_path / "row.toml")
-    assert Recipe.load(path.with_suffix(".toml")).codec == rows["learned-8"].codec
+def test_the_rows_of_the_experiment_are_valid_and_differ_in_their_bases_alone(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    loaded = importlib.import_module("table").Table.load(BENCH / "tables" / "learned.toml")
+    rows = {row.name: Recipe.from_dict(row.recipe, row.name) for row in loaded.row if row.recipe}
+    other = rows.pop("z, another seed")
+    assert other == dataclasses.replace(rows["z"], seed=1)
+    assert [*rows] == ["z", "free", "learned-8", "learned-16", "learned-32"]
+    dims = [found.codec.transform.dim for row, found in rows.items() if row != "z"]
+    assert dims == [0, 8, 16, 32]
     for row, found in rows.items():
         prior, stage = found.stages
         assert prior == rows["z"].stages[0]

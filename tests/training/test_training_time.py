@@ -16,6 +16,7 @@ from lvqcodec.cli import main
 from lvqcodec.errors import UsageError
 from lvqcodec.training.checkpoint import CHECKPOINT
 from lvqcodec.training.loop import train
+from lvqcodec.training.recipe import Recipe
 from lvqcodec.training.trainer import Trainer
 
 STAGE = """
@@ -144,3 +145,16 @@ def test_a_report_takes_the_place_of_lines(pictures, tmp_path, capsys):
     shares = [share for share, _, _ in told]
     assert shares == sorted(shares) and shares[-1] == 1.0 and shares[0] < 0.2
     assert len((run / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_minutes_of_all_calls_together(pictures, tmp_path):
+    path, run = recipe(tmp_path, 1), tmp_path / "run"
+    call = {"data": [pictures], "out": run, "device": "cpu", "in_all": True, "resume": True}
+    assert train(path, minutes=10, **call)["steps"] == 1
+    path = recipe(tmp_path, 2)
+    trainer = Trainer(Recipe.load(path), torch.device("cpu"))
+    trainer.load(run)
+    trainer.stage_index, trainer.stage_step, trainer.seconds = 0, 0, 600.0
+    trainer.save(run)
+    assert train(path, minutes=10, **call)["steps"] == 1
+    assert train(path, minutes=20, **call)["steps"] == 3

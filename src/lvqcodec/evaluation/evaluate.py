@@ -185,7 +185,7 @@ def evaluate(
         curves={coder.name: coder.facts() for coder in coders},
         pictures=pictures,
         points=points,
-        bd_rates=_compare(points, others),
+        bd_rates=compare(points, others),
         anchors=others,
         ranking=_rank(pictures, points, coders),
         memory=peaks,
@@ -308,8 +308,8 @@ def _peak(coder: Ours | Peer, pictures: list[Point], folder: Path, scratch: Path
     return Memory(coder.name, quality, largest, *peaks)
 
 
-def _compare(points: list[Point], anchors: Anchors) -> list[BdRate]:
-    """Compare every curve with every other and with every anchor."""
+def compare(points: Sequence[Point], anchors: Anchors) -> list[BdRate]:
+    """Compare every curve with every other and with every anchor, by their means (`Point`)."""
 
     def rates(measure: str) -> dict[tuple[str, str], tuple[float | None, Any]]:
         curves = rd_curves(points, measure)

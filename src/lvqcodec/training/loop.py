@@ -39,6 +39,7 @@ def train(
     minutes: float = math.inf,
     device: str = "auto",
     resume: bool = False,
+    in_all: bool = False,
     validation: str | Path | None = None,
     log_seconds: float = 20,
     save_seconds: float = 120,
@@ -49,6 +50,7 @@ def train(
 
     They count from `started` (of time.monotonic), by default from now. 0 minutes leave what
     training would start from; of more that are too few for a single step, UsageError is raised.
+    With `in_all` it is the steps that the minutes are for, those before a resumption included.
     Returns the summary that is also printed: steps, minutes, crops/s, the share of each phase of a
     step in their time, and last the estimated rate-distortion points on `validation`. With `resume`
     the run continues where it stopped. Every `log_seconds` a record goes to `out`/log.jsonl and,
@@ -81,7 +83,9 @@ def train(
         pictures = load_pictures([validation]) if validation is not None and ranks.first else []
         if pictures and math.isfinite(minutes):
             clock.reserve(_seconds_to_validate(trainer, pictures))
-        if ranks.agree(minutes > 0 and clock.over):
+        if in_all:
+            clock.restart(trainer.seconds)
+        elif ranks.agree(minutes > 0 and clock.over):
             raise UsageError(
                 f"{minutes:.3g} minutes are too few: starting takes {clock.seconds / 60:.3g} and"
                 f" ending {clock.reserved / 60:.3g}; give more, or fewer pictures"
@@ -132,6 +136,10 @@ class _Clock:
     def stop(self, number: signal.Signals) -> None:
         """End it now, because of a signal."""
         self.stopped_by = number
+
+    def restart(self, seconds: float) -> None:
+        """Count from now on, as if so many seconds were over."""
+        self._start = time.monotonic() - seconds
 
     def reserve(self, seconds: float) -> None:
         """Keep some time for what follows the last step."""

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lvqcodec.config import TUNES, from_table
 from lvqcodec.errors import UsageError
@@ -100,16 +101,26 @@ class Recipe:
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """Read a recipe; anything missing, unknown or of a wrong type raises UsageError."""
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"cannot read recipe {str(path)!r}: {error.strerror}") from None
-        except ValueError as error:
-            raise UsageError(f"recipe {str(path)!r} is no valid TOML: {error}") from None
-        stages = data.pop("stage", [])
+        return cls.from_dict(read_toml(path, "recipe"), f"recipe {str(path)!r}")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], what: str) -> Recipe:
+        """Build from the plain data of a recipe, called `what` in errors; see `load`."""
+        stages = data.get("stage", [])
         if not stages or "stages" in data:
-            raise UsageError(f"recipe {str(path)!r} must list its stages, each as a [[stage]]")
-        return from_table(cls, {"codec": {}, **data, "stages": stages}, "recipe")
+            raise UsageError(f"{what} must list its stages, each as a [[stage]]")
+        rest = {name: value for name, value in data.items() if name != "stage"}
+        return from_table(cls, {"codec": {}, **rest, "stages": stages}, "recipe")
+
+
+def read_toml(path: str | Path, what: str) -> dict[str, Any]:
+    """Return the plain data of a TOML file, called `what` in errors; raises UsageError."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {what} {str(path)!r}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{what} {str(path)!r} is no valid TOML: {error}") from None
 
 
 def _choose(what: str, name: str, choices: Iterable[str]) -> None:
