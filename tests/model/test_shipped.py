@@ -13,6 +13,7 @@ from skimage import data as bundled
 
 from lvqcodec import codec
 from lvqcodec.catalog import DEFAULT_MODEL, list_models
+from lvqcodec.format.container import LATTICES
 from lvqcodec.metrics import psnr
 
 MODELS = [card.name for card in list_models()]
@@ -44,7 +45,7 @@ def test_every_size_comes_back(model, photograph, size, grey):
     assert psnr(picture, back) > 27
 
 
-@pytest.mark.parametrize("lattice", ["z", "e8"])
+@pytest.mark.parametrize("lattice", LATTICES)
 def test_quality_buys_fidelity_with_bytes(model, photograph, lattice):
     files = [codec.encode(photograph, model=model, quality=q, lattice=lattice)
              for q in (0, 20, 40, 60, 80, 100)]  # fmt: skip
