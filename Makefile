@@ -65,7 +65,7 @@ bench: $(INSTALLED) ## every number of README and cards: bench [DATA=FOLDER [ANC
 		$(BIN)/python bench/complexity.py --model $$model || exit; done
 	$(if $(DATA),mkdir -p $(RESULTS))
 	$(if $(DATA),$(BIN)/lvq eval $(DATA) --model $(subst $(space),$(comma),$(strip $(MODELS))) \
-		--lattice e8$(comma)z --qualities $(QUALITIES) --codecs $(CODECS) --memory \
+		--qualities $(QUALITIES) --codecs $(CODECS) --memory \
 		$(if $(ANCHORS),--anchors $(ANCHORS)) --json $(RESULTS)/report.json \
 		--csv $(RESULTS)/report.csv --plot $(RESULTS)/rd.png)
 

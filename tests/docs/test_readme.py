@@ -22,6 +22,8 @@ from PIL import Image
 from test_docs import EXTENDING, PAGES, ROOT, fenced
 
 from lvqcodec import codec
+from lvqcodec.format.container import LATTICES
+from lvqcodec.model.lattices.tables import parametric_tables
 
 ELSEWHERE = re.compile(r"^(git|pip|make|lvq batch) ", re.MULTILINE)
 BLOCKS = [block for block in dict.fromkeys(fenced("sh")) if not ELSEWHERE.search(block)]
@@ -36,6 +38,15 @@ steps = 2
 train = ["klt", "analysis", "synthesis", "entropy", "steps"]
 batch = 2
 crop = 48
+"""
+TABLE = """
+minutes = 1
+qualities = [20, 80]
+base = "plain"
+recipe = "recipes/normal.toml"
+
+[[row]]
+name = "plain"
 """
 
 
@@ -66,8 +77,9 @@ def prepared(tmp_path_factory, photograph):
     for name in ("installed", "kodak", "pictures", "recipes", "runs"):
         (folder / name).mkdir()
     model = make_model()
+    tables = parametric_tables("z").including(LATTICES)
     for name in ("baseline", "normal", "extra"):
-        install(model, folder / "installed", name)
+        install(model, folder / "installed", name, tables=tables)
     Image.fromarray(photograph(180, 260)).save(folder / "photo.png")
     for number in range(2):
         Image.fromarray(photograph(168, 176, seed=number)).save(folder / f"kodak/{number}.png")
@@ -82,6 +94,7 @@ def prepared(tmp_path_factory, photograph):
             (folder / f"{name}.lvq").write_bytes(codec.encode(photograph(*sides)))
     (folder / "kodak.json").write_text(json.dumps(ANCHORS))
     (folder / "recipes/normal.toml").write_text(RECIPE)
+    (folder / "table.toml").write_text(TABLE)
     (folder / "bench").symlink_to(ROOT / "bench")
     shell("lvq train --config recipes/normal.toml --data pictures --out trained", folder)
     return folder
