@@ -25,6 +25,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -117,14 +118,19 @@ class Bench:
             _write_json(stamp, source)
         return card.exists()
 
+    @cached_property
+    def _pictures(self) -> dict[str, str]:
+        """The digests of the pictures to be coded, by name."""
+        paths = list_pictures(self.val)
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
     def measure(self, row: Row) -> Plain:
         """Return the report of the row's evaluation on real files, as JSON, measured if need be."""
-        paths = list_pictures(self.val)
         of = {
             "digest": find_model(row.model).digest,
             "lattices": ",".join(row.lattices) or row.lattice or None,
             "qualities": sorted(set(self.table.qualities)),
-            "pictures": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths},
+            "pictures": self._pictures,
         }
         path = self.out / "reports" / f"{row.model}.json"
         kept = _read_json(path)
@@ -171,12 +177,13 @@ def result(table: Table, command: str, reports: dict[str, Plain]) -> str:
         points += _points(reports[row.name], titles)
     rates = {rate.curve: rate for rate in compare(points, {}) if rate.anchor == table.base}
     noise = rates[SEED.format(table.base)].percent
+    sizes = {row.name: _sizes(row) for row in table.row}
     lines = [f"| {' | '.join(HEAD)} |", f"|---|{(len(HEAD) - 1) * '--:|'}"]
     for title, row in rows.items():
         own = [point for point in points if point.curve == title]
         encode, decode = fmean(p.encode_s for p in own), fmean(p.decode_s for p in own)
         rate = "base" if title == table.base else _rate(rates[title], noise)
-        transform, entropy, turns = _sizes(row)
+        transform, entropy, turns = sizes[row.name]
         cells = [title, transform, entropy, *_training(row)]
         cells += [rate, f"{encode:.3f}", f"{decode:.3f}", turns]
         lines.append(f"| {' | '.join(cells)} |")

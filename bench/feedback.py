@@ -50,7 +50,7 @@ class Steps:
 
     def cost(self, quantizer: Quantizer) -> Cost:
         """What a quantizer chooses of all latents costs."""
-        first = quantizer.lattice.packing.first_bin
+        first, scalar = quantizer.lattice.packing.first_bin, Quantizer("z", quantizer.tables)
         error = bits = below = 0.0
         for bins, residual in self.kept:
             j = quantizer.choose(residual, bins)
@@ -58,7 +58,7 @@ class Steps:
             error += float((residual - units / LATENT_UNITS).square().sum())
             bits += quantizer.bits(j, bins)
             low = bins < first
-            below += Quantizer("z", quantizer.tables).bits(j[low], bins[low])
+            below += scalar.bits(j[low], bins[low])
         return Cost(error, bits, below)
 
     def share(self, first: int) -> tuple[float, float]:

@@ -196,10 +196,11 @@ def make_files(model: str) -> list[bytes]:
     """A small picture by the model at several rates, on all of its lattices."""
     y, x = np.mgrid[0:48, 0:64]
     image = np.stack([4 * x, 5 * y, 128 + 60 * np.sin(x * y / 90)], 2).astype(np.uint8)
+    loaded = load_model(model, device="cpu")
     return [
-        codec.encode(image, model=model, quality=quality, lattice=lattice, device="cpu")
+        codec.encode(image, model=loaded, quality=quality, lattice=lattice)
         for quality in (10, 50, 90)
-        for lattice in load_model(model, device="cpu").tables.names
+        for lattice in loaded.tables.names
     ]
 
 
